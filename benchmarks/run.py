@@ -1,0 +1,146 @@
+"""The engines against eager attention and torch's own, side by side in one run.
+
+    python benchmarks/run.py [--cases NAME ...] [--repeats 7] [--skip-memory] [--results DIR]
+
+Every contestant is checked against the float64 reference before it is timed, and a wrong one stops
+the run. Repetitions are interleaved, so that a busy machine slows all contestants alike. Prints a
+table; writes engines.json, engines_speed.png and engines_memory.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import CASES, Case
+from contestants import Contestant, contestants
+from memory import MEMORY_SUBJECTS, SEQLENS, peak_bytes
+from report import machine, plot_memory, plot_speed, print_table, write_json
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from flashmetal.plan import plan
+from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.testing import assert_matches_reference
+
+# A slow contestant is repeated less: its share of noise is smaller.
+_SECONDS_EACH = 4.0
+_LEAST_REPEATS = 3
+
+
+def check(contestant: Contestant, problem: AttentionProblem, inputs: AttentionInputs) -> None:
+    """AssertionError unless the first kv head of the first entry agrees with the reference."""
+    group = problem.heads_q // problem.heads_k
+    packed = problem.layout == "varlen"
+    entry = slice(None) if packed else slice(0, 1)
+    o, lse = contestant.call()
+    if lse is not None:
+        lse = lse[:group] if packed else lse[:1, :group]
+    bias, slopes, sinks = inputs.bias, inputs.alibi_slopes, inputs.sinks
+    assert_matches_reference(
+        o[entry, ..., :group, :],
+        lse,
+        problem._replace(heads_q=group, heads_k=1, batch=problem.batch if packed else 1),
+        inputs._replace(
+            q=inputs.q[entry, ..., :group, :],
+            k=inputs.k[entry, ..., :1, :],
+            v=inputs.v[entry, ..., :1, :],
+            bias=None if bias is None else bias[:, :group],
+            alibi_slopes=None if slopes is None else slopes[:group],
+            sinks=None if sinks is None else sinks[:group],
+        ),
+    )
+
+
+def measure(case: Case, repeats: int) -> dict[str, Any]:
+    """Check, then time, every contestant of one case: milliseconds by contestant."""
+    problem, inputs = case.build()
+    field = contestants(problem, inputs)
+    left: dict[str, int] = {}
+    for contestant in field:
+        check(contestant, problem, inputs)
+        start = time.perf_counter()
+        contestant.call()
+        elapsed = time.perf_counter() - start
+        left[contestant.name] = max(_LEAST_REPEATS, min(repeats, int(_SECONDS_EACH / elapsed)))
+    times: dict[str, list[float]] = {contestant.name: [] for contestant in field}
+    while any(left.values()):
+        for contestant in field:
+            if left[contestant.name]:
+                left[contestant.name] -= 1
+                start = time.perf_counter()
+                contestant.call()
+                times[contestant.name].append(1e3 * (time.perf_counter() - start))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    speedups = {name: median[name] / median["flashmetal"] for name in case.targets}
+    chosen = plan(problem)
+    return {
+        "case": case.name,
+        "like": case.like,
+        "shape": case.shape(),
+        "engine": chosen.engine,
+        "why": chosen.why,
+        "median_ms": median,
+        "min_ms": {name: min(values) for name, values in times.items()},
+        "repeats": {name: len(values) for name, values in times.items()},
+        "targets": case.targets,
+        "reached": {name: speedups[name] >= case.targets[name] for name in case.targets},
+    }
+
+
+def measure_memory(progress: Progress) -> dict[str, dict[int, int]]:
+    """Peak bytes above the inputs, by subject and sequence length, each in its own process."""
+    task = progress.add_task("memory", total=len(MEMORY_SUBJECTS) * len(SEQLENS))
+    peaks: dict[str, dict[int, int]] = {}
+    for subject in MEMORY_SUBJECTS:
+        peaks[subject] = {}
+        for seqlen in SEQLENS:
+            progress.update(task, description=f"memory: {subject} at {seqlen}")
+            peaks[subject][seqlen] = peak_bytes(subject, seqlen)
+            progress.advance(task)
+    return peaks
+
+
+def main() -> int:
+    """Run the benchmark; the exit status is 1 where a target is missed."""
+    parser = argparse.ArgumentParser(description="time the engines against eager and SDPA")
+    parser.add_argument("--cases", nargs="+", help="only the cases of these names")
+    parser.add_argument("--repeats", type=int, default=9, help="most repetitions of one call")
+    parser.add_argument("--skip-memory", action="store_true", help="leave out the memory plot")
+    parser.add_argument(
+        "--results", type=Path, default=Path(__file__).parent / "results", help="where files go"
+    )
+    arguments = parser.parse_args()
+    cases = [case for case in CASES if not arguments.cases or case.name in arguments.cases]
+    console = Console()
+    columns = (TextColumn("{task.description:40}"), BarColumn(), TimeElapsedColumn())
+    rows: list[dict[str, Any]] = []
+    peaks: dict[str, dict[int, int]] = {}
+    with Progress(*columns, console=console) as progress, torch.inference_mode():
+        task = progress.add_task("speed", total=len(cases))
+        for case in cases:
+            progress.update(task, description=f"speed: {case.name}")
+            rows.append(measure(case, arguments.repeats))
+            progress.advance(task)
+        if not arguments.skip_memory:
+            peaks = measure_memory(progress)
+    print_table(console, rows)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.results / "engines.json", machine(), rows, peaks)
+    plot_speed(arguments.results / "engines_speed.png", rows)
+    if peaks:
+        plot_memory(arguments.results / "engines_memory.png", peaks)
+    console.print(f"Results and plots are in {arguments.results}")
+    missed = [row["case"] for row in rows if not all(row["reached"].values())]
+    if missed:
+        console.print(f"[red]Target missed:[/red] {', '.join(missed)}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Python arguments to buffer slots, by the rules of torch.mps.compile_shader."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import math
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeGuard, cast
+
+from .errors import ArgumentError
+from .launch import MAX_BUFFERS, Buffer
+
+Number = int | float
+Casts = str | dict[int, str] | None
+
+
+class Tensor(Protocol):
+    """What is used of a torch.Tensor, so that torch need not be there to import this."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> object: ...
+    @property
+    def device(self) -> Any: ...
+    def stride(self) -> Sequence[int]: ...
+    def data_ptr(self) -> int: ...
+    def numel(self) -> int: ...
+    def element_size(self) -> int: ...
+    def float(self) -> Tensor: ...
+    def dim(self) -> int: ...
+
+
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether `value` is a torch.Tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def bind(kernel: str, arguments: Sequence[object], casts: object) -> dict[int, Buffer]:
+    """Argument i to buffer slot i. Raises what torch raises: RuntimeError, ArgumentError for a
+    wrong type."""
+    if len(arguments) > MAX_BUFFERS:
+        raise ArgumentError(
+            f"{kernel}: {len(arguments)} arguments, but Metal has {MAX_BUFFERS} buffer slots"
+        )
+    default, by_index = _read_casts(kernel, casts)
+    buffers = dict[int, Buffer]()
+    for index, argument in enumerate(arguments):
+        where = f"{kernel}: argument {index}"
+        if is_tensor(argument):
+            buffers[index] = _tensor(where, argument)
+        else:
+            buffers[index] = _value(where, argument, by_index.get(index, default))
+    return buffers
+
+
+def _read_casts(kernel: str, casts: object) -> tuple[str, dict[int, str]]:
+    if casts is None:
+        return "", {}
+    if isinstance(casts, str):
+        return casts, {}
+    if not isinstance(casts, dict):
+        kind = type(casts).__name__
+        raise ArgumentError(
+            f"{kernel}: arg_casts must be a str or a dict of index to str, not {kind}"
+        )
+    by_index = cast("dict[object, object]", casts)
+    for key, value in by_index.items():
+        if not isinstance(key, int) or key < 0 or not isinstance(value, str):
+            raise ArgumentError(
+                f"{kernel}: arg_casts maps an argument's index to a str, not {key!r} to {value!r}"
+            )
+    return "", cast("dict[int, str]", by_index)
+
+
+def _tensor(where: str, tensor: Tensor) -> Buffer:
+    """The view's first element up to its last one: what lies around it in the storage is not the
+    kernel's."""
+    if tensor.device.type != "cpu":
+        raise RuntimeError(
+            f"{where} is a tensor on {tensor.device}; metalsim runs on CPU tensors: call .cpu()"
+        )
+    if str(tensor.dtype) in ("torch.float64", "torch.complex128"):
+        if tensor.dim() or str(tensor.dtype) != "torch.float64":
+            raise ArgumentError(
+                f"{where} is {tensor.dtype}, which Metal does not have: call .float()"
+            )
+        tensor = tensor.float()
+    if not tensor.numel():
+        return Buffer(tensor.data_ptr(), 0, tensor)
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return Buffer(tensor.data_ptr(), (last + 1) * tensor.element_size(), tensor)
+
+
+def _value(where: str, value: object, conversion: str) -> Buffer:
+    if isinstance(value, (list, tuple)):
+        return _sequence(where, cast("Sequence[object]", value), conversion)
+    if isinstance(value, (int, float)):
+        return _numbers(where, [value], isinstance(value, float), conversion)
+    kind = type(value).__name__
+    raise ArgumentError(
+        f"{where}: Unsupported argument type {kind}: a kernel takes tensors, int, float, and "
+        "lists or tuples "
+        "of these; pass an empty slot as a tensor of one element"
+    )
+
+
+def _sequence(where: str, values: Sequence[object], conversion: str) -> Buffer:
+    if not values:
+        raise ArgumentError(f"{where}: Empty list/tuple can not be an argument to metal kernel")
+    first = values[0]
+    if is_tensor(first):
+        buffers = list[Buffer]()
+        for index, value in enumerate(values):
+            if not is_tensor(value):
+                raise ArgumentError(
+                    f"{where}: a list that begins with a tensor must hold tensors alone"
+                )
+            buffers.append(_tensor(f"{where}, item {index},", value))
+        addresses = array.array("Q", [buffer.address for buffer in buffers])
+        return _owned(addresses.tobytes(), buffers)
+    is_float = isinstance(first, float)
+    numbers = list[Number]()
+    for value in values:
+        if not isinstance(value, int) and not (is_float and isinstance(value, float)):
+            kinds = "floats" if is_float else "ints"
+            raise ArgumentError(
+                f"{where}: expected a list of tensors, ints or floats; this one should hold {kinds}"
+            )
+        numbers.append(value)
+    return _numbers(where, numbers, is_float, conversion)
+
+
+def _numbers(where: str, values: list[Number], is_float: bool, conversion: str) -> Buffer:
+    if conversion not in _CONVERSIONS:
+        allowed = ", ".join(name for name in _CONVERSIONS if name)
+        raise ArgumentError(
+            f"{where}: Unsupported cast instruction {conversion!r}; there are {allowed}"
+        )
+    if not is_float and not all(-(1 << 63) <= value < 1 << 63 for value in values):
+        raise ArgumentError(f"{where}: an int must fit in 64 signed bits")
+    if not conversion:
+        conversion = "fp32" if is_float else "int64"
+        return _owned(b"".join(_DEFAULTS[conversion](value) for value in values), None)
+    if is_float:
+        values = [_unpack_float(_float32(value)) for value in values]
+    return _owned(b"".join(_CONVERSIONS[conversion](value) for value in values), None)
+
+
+def _owned(content: bytes, owner: object) -> Buffer:
+    memory = ctypes.create_string_buffer(content, len(content))
+    return Buffer(ctypes.addressof(memory), len(content), (memory, owner))
+
+
+def _float32(value: Number) -> bytes:
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, value))
+
+
+def _unpack_float(content: bytes) -> float:
+    return struct.unpack("<f", content)[0]
+
+
+def _float16(value: Number) -> bytes:
+    single = _unpack_float(_float32(value))
+    try:
+        return struct.pack("<e", single)
+    except OverflowError:
+        return struct.pack("<e", math.copysign(math.inf, single))
+
+
+def _bfloat16(value: Number) -> bytes:
+    (bits,) = struct.unpack("<I", _float32(value))
+    if math.isnan(value):
+        return struct.pack("<H", bits >> 16 | 0x40)
+    return struct.pack("<H", (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
+
+
+def _integer(size: int) -> Callable[[Number], bytes]:
+    """Two's complement in `size` bytes, higher bits dropped as a C cast does; fractions are cut
+    off."""
+
+    def convert(value: Number) -> bytes:
+        whole = int(value) if math.isfinite(value) else 0
+        return (whole & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+    return convert
+
+
+_DEFAULTS: dict[str, Callable[[Number], bytes]] = {"fp32": _float32, "int64": _integer(8)}
+_CONVERSIONS: dict[str, Callable[[Number], bytes]] = {
+    "": _float32,
+    "fp16": _float16,
+    "bf16": _bfloat16,
+    "int32": _integer(4),
+    "int16": _integer(2),
+    "int8": _integer(1),
+    "uint8": _integer(1),
+}

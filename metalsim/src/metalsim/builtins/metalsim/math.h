@@ -1,0 +1,239 @@
+// <metal_math>: functions of float and half, scalars and vectors. half is computed in float and rounded once. bfloat has
+// none of its own in Metal; it converts to float. fast:: and precise:: are the same functions here.
+#pragma once
+
+#include "vector_operators.h"
+
+#define METALSIM_VECTOR_1(name)                                                           \
+  template <metalsim::vector V>                                                           \
+  METALSIM_INLINE auto name(const V& x) {                                                 \
+    return metalsim::map(x, [](auto element) { return name(element); });                  \
+  }
+
+#define METALSIM_VECTOR_2(name)                                                           \
+  template <class X, class Y>                                                             \
+    requires metalsim::vector_operands<X, Y>                                              \
+  METALSIM_INLINE constexpr auto name(const X& x, const Y& y) {                           \
+    using V = metalsim::common_vector<X, Y>;                                              \
+    V a(x), b(y), result(0);                                                              \
+    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(a[i], b[i]);    \
+    return result;                                                                        \
+  }
+
+#define METALSIM_VECTOR_3(name)                                                           \
+  template <class X, class Y, class Z>                                                    \
+    requires metalsim::vector_operands<X, Y, Z>                                           \
+  METALSIM_INLINE constexpr auto name(const X& x, const Y& y, const Z& z) {               \
+    using V = metalsim::common_vector<X, Y, Z>;                                           \
+    V a(x), b(y), c(z), result(0);                                                        \
+    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(a[i], b[i], c[i]); \
+    return result;                                                                        \
+  }
+
+#define METALSIM_MATH_1(name, expression)                                                 \
+  METALSIM_INLINE float name(float x) { return expression; }                              \
+  METALSIM_INLINE half name(half x) { return half(name(float(x))); }                      \
+  METALSIM_VECTOR_1(name)
+
+#define METALSIM_MATH_2(name, expression)                                                 \
+  METALSIM_INLINE float name(float x, float y) { return expression; }                     \
+  METALSIM_INLINE half name(half x, half y) { return half(name(float(x), float(y))); }    \
+  METALSIM_VECTOR_2(name)
+
+// A function that Apple's special-function unit takes: counted in checking builds.
+#define METALSIM_EXPONENTIAL(name, expression)                                            \
+  METALSIM_MATH_1(name, (metalsim::backend::count(metalsim::exponentials), expression))
+
+namespace metal {
+
+METALSIM_MATH_1(acos, METALSIM_MATH(acos)(x))
+METALSIM_MATH_1(asin, METALSIM_MATH(asin)(x))
+METALSIM_MATH_1(atan, METALSIM_MATH(atan)(x))
+METALSIM_MATH_1(acosh, METALSIM_MATH(acosh)(x))
+METALSIM_MATH_1(asinh, METALSIM_MATH(asinh)(x))
+METALSIM_MATH_1(atanh, METALSIM_MATH(atanh)(x))
+METALSIM_MATH_1(cos, METALSIM_MATH(cos)(x))
+METALSIM_MATH_1(sin, METALSIM_MATH(sin)(x))
+METALSIM_MATH_1(tan, METALSIM_MATH(tan)(x))
+METALSIM_MATH_1(log, METALSIM_MATH(log)(x))
+METALSIM_MATH_1(log2, METALSIM_MATH(log2)(x))
+METALSIM_MATH_1(log10, METALSIM_MATH(log10)(x))
+METALSIM_MATH_1(ceil, METALSIM_MATH(ceil)(x))
+METALSIM_MATH_1(floor, METALSIM_MATH(floor)(x))
+METALSIM_MATH_1(rint, METALSIM_MATH(rint)(x))
+METALSIM_MATH_1(round, METALSIM_MATH(round)(x))
+METALSIM_MATH_1(trunc, METALSIM_MATH(trunc)(x))
+METALSIM_MATH_1(sqrt, METALSIM_MATH(sqrt)(x))
+METALSIM_EXPONENTIAL(exp, METALSIM_MATH(exp)(x))
+METALSIM_EXPONENTIAL(exp2, METALSIM_MATH(exp2)(x))
+METALSIM_EXPONENTIAL(sinh, METALSIM_MATH(sinh)(x))
+METALSIM_EXPONENTIAL(cosh, METALSIM_MATH(cosh)(x))
+METALSIM_EXPONENTIAL(tanh, METALSIM_MATH(tanh)(x))
+METALSIM_EXPONENTIAL(exp10, METALSIM_MATH(pow)(10.0f, x))
+METALSIM_MATH_1(fabs, METALSIM_MATH(fabs)(x))
+METALSIM_MATH_1(rsqrt, 1.0f / METALSIM_MATH(sqrt)(x))
+METALSIM_MATH_1(sinpi, METALSIM_MATH(sin)(M_PI_F * (x - 2.0f * METALSIM_MATH(rint)(0.5f * x))))
+METALSIM_MATH_1(cospi, METALSIM_MATH(cos)(M_PI_F * (x - 2.0f * METALSIM_MATH(rint)(0.5f * x))))
+METALSIM_MATH_1(tanpi, METALSIM_MATH(tan)(M_PI_F * (x - METALSIM_MATH(rint)(x))))
+METALSIM_MATH_1(fract, METALSIM_MATH(fmin)(x - METALSIM_MATH(floor)(x), 0x1.fffffep-1f))
+
+METALSIM_MATH_2(atan2, METALSIM_MATH(atan2)(x, y))
+METALSIM_MATH_2(copysign, METALSIM_MATH(copysign)(x, y))
+METALSIM_MATH_2(divide, x / y)
+METALSIM_MATH_2(fdim, METALSIM_MATH(fdim)(x, y))
+METALSIM_MATH_2(fmax, METALSIM_MATH(fmax)(x, y))
+METALSIM_MATH_2(fmin, METALSIM_MATH(fmin)(x, y))
+METALSIM_MATH_2(fmod, METALSIM_MATH(fmod)(x, y))
+METALSIM_MATH_2(pow, (metalsim::backend::count(metalsim::exponentials), METALSIM_MATH(pow)(x, y)))
+METALSIM_MATH_2(powr, (metalsim::backend::count(metalsim::exponentials), METALSIM_MATH(pow)(x, y)))
+METALSIM_INLINE float nextafter(float x, float y) { return METALSIM_MATH(nextafter)(x, y); }
+METALSIM_VECTOR_2(nextafter)
+
+METALSIM_INLINE float fma(float x, float y, float z) { return METALSIM_MATH(fma)(x, y, z); }
+// In double nothing is lost that could change the one rounding to half.
+METALSIM_INLINE half fma(half x, half y, half z) { return half(double(x) * double(y) + double(z)); }
+METALSIM_VECTOR_3(fma)
+
+METALSIM_INLINE float fmax3(float x, float y, float z) { return fmax(x, fmax(y, z)); }
+METALSIM_INLINE half fmax3(half x, half y, half z) { return fmax(x, fmax(y, z)); }
+METALSIM_INLINE float fmin3(float x, float y, float z) { return fmin(x, fmin(y, z)); }
+METALSIM_INLINE half fmin3(half x, half y, half z) { return fmin(x, fmin(y, z)); }
+METALSIM_INLINE float fmedian3(float x, float y, float z) {
+  return fmax(fmin(x, y), fmin(fmax(x, y), z));
+}
+METALSIM_INLINE half fmedian3(half x, half y, half z) { return fmax(fmin(x, y), fmin(fmax(x, y), z)); }
+METALSIM_VECTOR_3(fmax3)
+METALSIM_VECTOR_3(fmin3)
+METALSIM_VECTOR_3(fmedian3)
+
+METALSIM_INLINE int ilogb(float x) { return METALSIM_MATH(ilogb)(x); }
+METALSIM_INLINE int ilogb(half x) { return ilogb(float(x)); }
+METALSIM_INLINE float ldexp(float x, int exponent) { return METALSIM_MATH(ldexp)(x, exponent); }
+METALSIM_INLINE half ldexp(half x, int exponent) { return half(ldexp(float(x), exponent)); }
+METALSIM_INLINE float frexp(float x, int& exponent) { return METALSIM_MATH(frexp)(x, &exponent); }
+METALSIM_INLINE half frexp(half x, int& exponent) { return half(frexp(float(x), exponent)); }
+
+METALSIM_INLINE float modf(float x, float& whole) {
+  whole = trunc(x);
+  return copysign(__builtin_isinf(x) ? 0.0f : x - whole, x);
+}
+METALSIM_INLINE half modf(half x, half& whole) {
+  float wide;
+  const half rest = half(modf(float(x), wide));
+  whole = half(wide);
+  return rest;
+}
+METALSIM_INLINE float sincos(float x, float& cosine) {
+  cosine = cos(x);
+  return sin(x);
+}
+METALSIM_INLINE half sincos(half x, half& cosine) {
+  cosine = cos(x);
+  return sin(x);
+}
+
+namespace fast {
+using metal::acos;
+using metal::asin;
+using metal::atan;
+using metal::acosh;
+using metal::asinh;
+using metal::atanh;
+using metal::cos;
+using metal::sin;
+using metal::tan;
+using metal::log;
+using metal::log2;
+using metal::log10;
+using metal::ceil;
+using metal::floor;
+using metal::rint;
+using metal::round;
+using metal::trunc;
+using metal::sqrt;
+using metal::exp;
+using metal::exp2;
+using metal::sinh;
+using metal::cosh;
+using metal::tanh;
+using metal::exp10;
+using metal::fabs;
+using metal::rsqrt;
+using metal::sinpi;
+using metal::cospi;
+using metal::tanpi;
+using metal::fract;
+using metal::atan2;
+using metal::copysign;
+using metal::divide;
+using metal::fdim;
+using metal::fmax;
+using metal::fmin;
+using metal::fmod;
+using metal::pow;
+using metal::powr;
+using metal::nextafter;
+using metal::fma;
+using metal::fmax3;
+using metal::fmin3;
+using metal::fmedian3;
+using metal::ilogb;
+using metal::ldexp;
+using metal::frexp;
+using metal::modf;
+using metal::sincos;
+}  // namespace fast
+
+namespace precise {
+using metal::acos;
+using metal::asin;
+using metal::atan;
+using metal::acosh;
+using metal::asinh;
+using metal::atanh;
+using metal::cos;
+using metal::sin;
+using metal::tan;
+using metal::log;
+using metal::log2;
+using metal::log10;
+using metal::ceil;
+using metal::floor;
+using metal::rint;
+using metal::round;
+using metal::trunc;
+using metal::sqrt;
+using metal::exp;
+using metal::exp2;
+using metal::sinh;
+using metal::cosh;
+using metal::tanh;
+using metal::exp10;
+using metal::fabs;
+using metal::rsqrt;
+using metal::sinpi;
+using metal::cospi;
+using metal::tanpi;
+using metal::fract;
+using metal::atan2;
+using metal::copysign;
+using metal::divide;
+using metal::fdim;
+using metal::fmax;
+using metal::fmin;
+using metal::fmod;
+using metal::pow;
+using metal::powr;
+using metal::nextafter;
+using metal::fma;
+using metal::fmax3;
+using metal::fmin3;
+using metal::fmedian3;
+using metal::ilogb;
+using metal::ldexp;
+using metal::frexp;
+using metal::modf;
+using metal::sincos;
+}  // namespace precise
+
+}  // namespace metal

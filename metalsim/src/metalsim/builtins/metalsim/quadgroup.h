@@ -1,0 +1,136 @@
+// Quadgroups: four neighbouring lanes. All lanes of the simdgroup must reach the call together here, which is more than
+// Metal asks.
+#pragma once
+
+#include "common.h"
+#include "simdgroup.h"
+
+namespace metalsim {
+
+// The lane of this quadgroup at `index`, as a lane of the simdgroup.
+METALSIM_INLINE uint32_t quad_lane(uint32_t index) { return (backend::lane() & ~3u) + index; }
+
+// Folds the four values of a quadgroup in one order on every lane, so that all get the same bits.
+template <class T, class Operation>
+METALSIM_INLINE T quad_fold(T data, const char* name, uint32_t line, Operation operation) {
+  const T first = shuffle(data, quad_lane(0), name, line);
+  const T second = shuffle(data, quad_lane(1), name, line);
+  const T third = shuffle(data, quad_lane(2), name, line);
+  const T fourth = shuffle(data, quad_lane(3), name, line);
+  return operation(operation(first, second), operation(third, fourth));
+}
+
+template <class T, class Operation>
+METALSIM_INLINE T quad_scan(T data, T neutral, bool inclusive, const char* name, uint32_t line,
+                            Operation operation) {
+  T running = neutral;
+  const uint32_t own = backend::lane() % 4;
+  for (uint32_t index = 0; index < 4; ++index) {
+    const T value = shuffle(data, quad_lane(index), name, line);
+    if (index < own || (inclusive && index == own)) running = operation(running, value);
+  }
+  return running;
+}
+
+}  // namespace metalsim
+
+namespace metal {
+
+template <class T>
+METALSIM_INLINE T quad_shuffle(T data, ushort lane, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, metalsim::quad_lane(lane & 3), "quad_shuffle", line);
+}
+template <class T>
+METALSIM_INLINE T quad_broadcast(T data, ushort lane, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, metalsim::quad_lane(lane & 3), "quad_broadcast", line);
+}
+template <class T>
+METALSIM_INLINE T quad_broadcast_first(T data, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, metalsim::quad_lane(0), "quad_broadcast_first", line);
+}
+template <class T>
+METALSIM_INLINE T quad_shuffle_xor(T data, ushort mask, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, metalsim::backend::lane() ^ (mask & 3), "quad_shuffle_xor", line);
+}
+template <class T>
+METALSIM_INLINE T quad_shuffle_up(T data, ushort delta, uint line = __builtin_LINE()) {
+  const uint own = metalsim::backend::lane() % 4, source = own < delta ? own : own - delta;
+  return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_up", line);
+}
+template <class T>
+METALSIM_INLINE T quad_shuffle_down(T data, ushort delta, uint line = __builtin_LINE()) {
+  const uint own = metalsim::backend::lane() % 4, source = own + delta > 3 ? own : own + delta;
+  return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_down", line);
+}
+template <class T>
+METALSIM_INLINE T quad_shuffle_rotate_up(T data, ushort delta, uint line = __builtin_LINE()) {
+  const uint source = (metalsim::backend::lane() - delta) & 3;
+  return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_rotate_up", line);
+}
+template <class T>
+METALSIM_INLINE T quad_shuffle_rotate_down(T data, ushort delta, uint line = __builtin_LINE()) {
+  const uint source = (metalsim::backend::lane() + delta) & 3;
+  return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_rotate_down", line);
+}
+
+class quad_vote {
+ public:
+  using vote_t = uint;
+  METALSIM_INLINE explicit constexpr quad_vote(vote_t lanes = 0) : lanes(lanes) {}
+  METALSIM_INLINE explicit constexpr operator vote_t() const { return lanes; }
+  METALSIM_INLINE constexpr bool any() const { return lanes != 0; }
+  METALSIM_INLINE constexpr bool all() const { return lanes == 15; }
+
+ private:
+  vote_t lanes;
+};
+
+METALSIM_INLINE quad_vote quad_ballot(bool predicate, uint line = __builtin_LINE()) {
+  const ulong lanes = metalsim::backend::ballot(predicate, "quad_ballot", line);
+  return quad_vote(static_cast<uint>(lanes >> metalsim::quad_lane(0) & 15));
+}
+METALSIM_INLINE quad_vote quad_active_threads_mask(uint line = __builtin_LINE()) {
+  const ulong lanes = metalsim::backend::ballot(true, "quad_active_threads_mask", line);
+  return quad_vote(static_cast<uint>(lanes >> metalsim::quad_lane(0) & 15));
+}
+METALSIM_INLINE bool quad_any(bool predicate, uint line = __builtin_LINE()) {
+  const ulong lanes = metalsim::backend::ballot(predicate, "quad_any", line);
+  return (lanes >> metalsim::quad_lane(0) & 15) != 0;
+}
+METALSIM_INLINE bool quad_all(bool predicate, uint line = __builtin_LINE()) {
+  const ulong lanes = metalsim::backend::ballot(!predicate, "quad_all", line);
+  return (lanes >> metalsim::quad_lane(0) & 15) == 0;
+}
+METALSIM_INLINE bool quad_is_first(uint line = __builtin_LINE()) {
+  const ulong lanes = metalsim::backend::ballot(true, "quad_is_first", line);
+  return metalsim::backend::lane() ==
+         metalsim::quad_lane(static_cast<uint>(__builtin_ctzl(lanes >> metalsim::quad_lane(0))));
+}
+
+#define METALSIM_QUAD_FOLD(name, expression)                                                      \
+  template <class T>                                                                              \
+  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                                  \
+    return metalsim::quad_fold(data, #name, line, [](T x, T y) { return T(expression); });        \
+  }
+METALSIM_QUAD_FOLD(quad_sum, x + y)
+METALSIM_QUAD_FOLD(quad_product, x* y)
+METALSIM_QUAD_FOLD(quad_min, metal::min(x, y))
+METALSIM_QUAD_FOLD(quad_max, metal::max(x, y))
+METALSIM_QUAD_FOLD(quad_and, x& y)
+METALSIM_QUAD_FOLD(quad_or, x | y)
+METALSIM_QUAD_FOLD(quad_xor, x ^ y)
+#undef METALSIM_QUAD_FOLD
+
+#define METALSIM_QUAD_SCAN(name, neutral, inclusive, op)                                          \
+  template <class T>                                                                              \
+  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                                  \
+    return metalsim::quad_scan(data, T(neutral), inclusive, #name, line,                          \
+                               [](T x, T y) { return T(x op y); });                               \
+  }
+METALSIM_QUAD_SCAN(quad_prefix_inclusive_sum, 0, true, +)
+METALSIM_QUAD_SCAN(quad_prefix_exclusive_sum, 0, false, +)
+METALSIM_QUAD_SCAN(quad_prefix_inclusive_product, 1, true, *)
+METALSIM_QUAD_SCAN(quad_prefix_exclusive_product, 1, false, *)
+#undef METALSIM_QUAD_SCAN
+
+}  // namespace metal

@@ -1,0 +1,29 @@
+// The Metal standard library for C++: what every translation unit of metalsim includes before the user's source.
+#pragma once
+
+#if defined(METALSIM_BACKEND_CPU)
+#include "backend_cpu.h"
+#else
+#error "no back end chosen: -DMETALSIM_BACKEND_CPU"
+#endif
+
+#include "scalars.h"
+#include "constants.h"
+#include "type_traits.h"
+#include "numeric_limits.h"
+#include "vectors.h"
+#include "vector_operators.h"
+#include "packed_vectors.h"
+#include "arguments.h"
+#include "as_type.h"
+#include "math.h"
+#include "integer.h"
+#include "common.h"
+#include "relational.h"
+#include "geometric.h"
+#include "synchronization.h"
+#include "simdgroup.h"
+#include "quadgroup.h"
+#include "atomics.h"
+#include "simdgroup_matrix.h"
+#include "utilities.h"

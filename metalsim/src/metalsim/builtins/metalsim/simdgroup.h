@@ -1,0 +1,160 @@
+// <metal_simdgroup>: shuffles, votes, reductions and prefix operations over the 32 lanes of a simdgroup.
+#pragma once
+
+#include "synchronization.h"
+#include "vector_operators.h"
+
+namespace metalsim {
+
+template <class T>
+METALSIM_INLINE T combine(Collective collective, Combine operation, T value, const char* name,
+                          uint32_t line) {
+  if constexpr (vector<T>) {
+    using Element = element_of<T>;
+    Element values[Shape<T>::length];
+    for (int index = 0; index < Shape<T>::length; ++index) values[index] = value[index];
+    backend::combine(collective, operation, scalar_type<Element>(), values, Shape<T>::length, name,
+                     line);
+    for (int index = 0; index < Shape<T>::length; ++index) value[index] = values[index];
+  } else {
+    backend::combine(collective, operation, scalar_type<T>(), &value, 1, name, line);
+  }
+  return value;
+}
+
+template <class T>
+METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t line) {
+  return backend::shuffle(value, source, name, line);
+}
+
+}  // namespace metalsim
+
+namespace metal {
+
+METALSIM_INLINE ushort __metal_get_thread_index_in_simdgroup(ushort) {
+  return static_cast<ushort>(metalsim::backend::lane());
+}
+
+// Shuffles. Lanes whose source lies outside the simdgroup keep their own value, as Metal says of up and down.
+template <class T>
+METALSIM_INLINE T simd_shuffle(T data, ushort lane, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, lane, "simd_shuffle", line);
+}
+template <class T>
+METALSIM_INLINE T simd_broadcast(T data, ushort lane, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, lane, "simd_broadcast", line);
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_xor(T data, ushort mask, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, metalsim::backend::lane() ^ mask, "simd_shuffle_xor", line);
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_up(T data, ushort delta, uint line = __builtin_LINE()) {
+  const uint lane = metalsim::backend::lane();
+  return metalsim::shuffle(data, lane < delta ? lane : lane - delta, "simd_shuffle_up", line);
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_down(T data, ushort delta, uint line = __builtin_LINE()) {
+  const uint lane = metalsim::backend::lane();
+  return metalsim::shuffle(data, lane + delta > 31 ? lane : lane + delta, "simd_shuffle_down", line);
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_rotate_up(T data, ushort delta, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, (metalsim::backend::lane() - delta) & 31, "simd_shuffle_rotate_up",
+                           line);
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_rotate_down(T data, ushort delta, uint line = __builtin_LINE()) {
+  return metalsim::shuffle(data, (metalsim::backend::lane() + delta) & 31,
+                           "simd_shuffle_rotate_down", line);
+}
+// Where one vector ends the next begins: lanes past the end of `data` take from `filling` (modulo lanes wide).
+template <class T>
+METALSIM_INLINE T simd_shuffle_and_fill_up(T data, T filling, ushort delta, ushort modulo,
+                                           uint line = __builtin_LINE()) {
+  const uint lane = metalsim::backend::lane(), start = lane / modulo * modulo;
+  const bool fill = lane - start < delta;
+  const T own = metalsim::shuffle(data, fill ? lane : lane - delta, "simd_shuffle_and_fill_up", line);
+  const T filled = metalsim::shuffle(filling, fill ? lane + modulo - delta : lane,
+                                     "simd_shuffle_and_fill_up", line);
+  return fill ? filled : own;
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_and_fill_up(T data, T filling, ushort delta,
+                                           uint line = __builtin_LINE()) {
+  return simd_shuffle_and_fill_up(data, filling, delta, ushort(32), line);
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_and_fill_down(T data, T filling, ushort delta, ushort modulo,
+                                             uint line = __builtin_LINE()) {
+  const uint lane = metalsim::backend::lane(), start = lane / modulo * modulo;
+  const bool fill = lane - start + delta >= modulo;
+  const T own = metalsim::shuffle(data, fill ? lane : lane + delta, "simd_shuffle_and_fill_down", line);
+  const T filled = metalsim::shuffle(filling, fill ? lane + delta - modulo : lane,
+                                     "simd_shuffle_and_fill_down", line);
+  return fill ? filled : own;
+}
+template <class T>
+METALSIM_INLINE T simd_shuffle_and_fill_down(T data, T filling, ushort delta,
+                                             uint line = __builtin_LINE()) {
+  return simd_shuffle_and_fill_down(data, filling, delta, ushort(32), line);
+}
+
+class simd_vote {
+ public:
+  using vote_t = ulong;
+  METALSIM_INLINE explicit constexpr simd_vote(vote_t lanes = 0) : lanes(lanes) {}
+  METALSIM_INLINE explicit constexpr operator vote_t() const { return lanes; }
+  METALSIM_INLINE constexpr bool any() const { return lanes != 0; }
+  METALSIM_INLINE constexpr bool all() const { return lanes == 0xFFFFFFFFu; }
+
+ private:
+  vote_t lanes;
+};
+
+METALSIM_INLINE simd_vote simd_ballot(bool predicate, uint line = __builtin_LINE()) {
+  return simd_vote(metalsim::backend::ballot(predicate, "simd_ballot", line));
+}
+METALSIM_INLINE simd_vote simd_active_threads_mask(uint line = __builtin_LINE()) {
+  return simd_vote(metalsim::backend::ballot(true, "simd_active_threads_mask", line));
+}
+METALSIM_INLINE bool simd_any(bool predicate, uint line = __builtin_LINE()) {
+  return metalsim::backend::ballot(predicate, "simd_any", line) != 0;
+}
+METALSIM_INLINE bool simd_all(bool predicate, uint line = __builtin_LINE()) {
+  return metalsim::backend::ballot(!predicate, "simd_all", line) == 0;
+}
+METALSIM_INLINE bool simd_is_first(uint line = __builtin_LINE()) {
+  const ulong active = metalsim::backend::ballot(true, "simd_is_first", line);
+  return metalsim::backend::lane() == static_cast<uint>(__builtin_ctzl(active));
+}
+METALSIM_INLINE constexpr bool simd_is_helper_thread() { return false; }
+
+template <class T>
+METALSIM_INLINE T simd_broadcast_first(T data, uint line = __builtin_LINE()) {
+  const ulong active = metalsim::backend::ballot(true, "simd_broadcast_first", line);
+  return metalsim::shuffle(data, static_cast<uint>(__builtin_ctzl(active)), "simd_broadcast_first", line);
+}
+
+#define METALSIM_SIMD_COMBINE(name, collective, operation)                                      \
+  template <class T>                                                                            \
+  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                                \
+    return metalsim::combine(metalsim::Collective::collective, metalsim::Combine::operation, data, \
+                             #name, line);                                                      \
+  }
+METALSIM_SIMD_COMBINE(simd_sum, reduction, sum)
+METALSIM_SIMD_COMBINE(simd_product, reduction, product)
+METALSIM_SIMD_COMBINE(simd_min, reduction, minimum)
+METALSIM_SIMD_COMBINE(simd_max, reduction, maximum)
+METALSIM_SIMD_COMBINE(simd_and, reduction, bit_and)
+METALSIM_SIMD_COMBINE(simd_or, reduction, bit_or)
+METALSIM_SIMD_COMBINE(simd_xor, reduction, bit_xor)
+METALSIM_SIMD_COMBINE(simd_prefix_inclusive_sum, inclusive_scan, sum)
+METALSIM_SIMD_COMBINE(simd_prefix_exclusive_sum, exclusive_scan, sum)
+METALSIM_SIMD_COMBINE(simd_prefix_inclusive_product, inclusive_scan, product)
+METALSIM_SIMD_COMBINE(simd_prefix_exclusive_product, exclusive_scan, product)
+#undef METALSIM_SIMD_COMBINE
+
+}  // namespace metal
+
+using metal::__metal_get_thread_index_in_simdgroup;

@@ -1,0 +1,63 @@
+"""Metal source to C++: `translate` is the whole interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .emitter import ColumnMap, emit
+from .preprocessor import Preprocessed, Preprocessor
+from .program import FunctionConstant, Kernel, Translation
+from .rewriter import Rewriter
+from .tokens import error_at
+
+__all__ = ["ColumnMap", "FunctionConstant", "Kernel", "Preprocessed", "Translation", "translate"]
+
+
+def translate(
+    source: str,
+    *,
+    function_constants: Mapping[str | int, FunctionConstant] | None = None,
+    include_dirs: Sequence[Path] = (),
+) -> Translation:
+    """One Metal program as one C++ translation unit.
+
+    Raises SyntaxError, with the line and column of the user's source, for what is not Metal or not
+    supported.
+    """
+    preprocessor = Preprocessor(include_dirs)
+    try:
+        preprocessed = preprocessor.run(source)
+        rewriter = Rewriter(preprocessed.tokens, function_constants or {})
+        rewriter.run()
+        _check_names(rewriter.kernels)
+    except SyntaxError as error:
+        if error.text is None and error.filename and error.lineno:
+            lines = Preprocessed([], preprocessor.files, preprocessor.segments, False)
+            error.text = lines.line_text(error.filename, error.lineno)
+        raise
+    body, columns = emit(rewriter.output)
+    entries = "".join(_entry(number, kernel) for number, kernel in enumerate(rewriter.kernels))
+    code = f"#include <metalsim/shim.h>\n{body}{entries}"
+    return Translation(code, rewriter.kernels, columns, preprocessed)
+
+
+def _check_names(kernels: list[Kernel]) -> None:
+    seen = set[str]()
+    for kernel in kernels:
+        if kernel.name in seen:
+            raise error_at(kernel.where, f"two kernels are named '{kernel.name}'")
+        seen.add(kernel.name)
+
+
+def _entry(number: int, kernel: Kernel) -> str:
+    """The entry point, at the user's line and column, inside the namespaces of the kernel."""
+    arguments = ", ".join(argument.macro() for argument in kernel.arguments)
+    where = kernel.where
+    before = "".join(f"namespace {name} {{ " for name in kernel.scope)
+    after = " }" * len(kernel.scope)
+    margin = " " * (where.column - 1)
+    return (
+        f'{before}\n#line {where.line} "{where.source}"\n'
+        f"{margin}METALSIM_ENTRY({number}, ({arguments}), {kernel.expression})\n{after}\n"
+    )

@@ -1,0 +1,91 @@
+"""Function constants, baked into the program when it is compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from .conditions import Condition
+from .program import FunctionConstant
+from .syntax import split_attributes
+from .tokens import IDENTIFIER, NUMBER, PUNCTUATOR, Token, error_at, spell
+
+
+class FunctionConstants:
+    """The values given by the caller, by name or index, and the constants that the program
+    declares."""
+
+    def __init__(self, given: Mapping[str | int, FunctionConstant]) -> None:
+        self._given = dict(given)
+        self._used: set[str | int] = set()
+        self._missing: dict[str, Token] = {}
+        self._known: dict[str, bool] = {}
+
+    def declare(self, statement: list[Token]) -> list[Token]:
+        """`constant T x [[function_constant(n)]]` as a C++ constant, its ';' included."""
+        rest, attributes = split_attributes(statement)
+        index = next(attribute for attribute in attributes if attribute.name == "function_constant")
+        name = rest[-1]
+        if name.kind != IDENTIFIER or rest[0].text != "constant" or len(rest) < 3:
+            raise error_at(rest[0], "expected: constant type name [[function_constant(index)]]")
+        type_tokens = [token for token in rest[1:-1] if token.text not in ("const", "constexpr")]
+        number = Condition(index.arguments, index.where).value()
+        key = name.text if name.text in self._given else number
+        is_given = key in self._given
+        self._known[name.text] = is_given
+        if is_given:
+            self._used.add(key)
+            value = _spelled(spell(type_tokens), self._given[key], name)
+        else:
+            self._missing[name.text] = name
+            value = "{}"
+        before = ((IDENTIFIER, "METALSIM_CONSTANT"), (IDENTIFIER, "constexpr"))
+        after = ((PUNCTUATOR, "="), (NUMBER, value), (PUNCTUATOR, ";"))
+        return [
+            *(rest[0]._replace(kind=kind, text=text) for kind, text in before),
+            *type_tokens,
+            name,
+            *(name._replace(kind=kind, text=text) for kind, text in after),
+        ]
+
+    def query(self, tokens: list[Token], at: int) -> tuple[Token, int]:
+        """`is_function_constant_defined(x)` as true or false, and the index of its last token."""
+        words = [token.text for token in tokens[at + 1 : at + 4]]
+        if len(words) < 3 or words[0] != "(" or words[2] != ")" or words[1] not in self._known:
+            raise error_at(
+                tokens[at], "is_function_constant_defined needs the name of a function constant"
+            )
+        self._missing.pop(words[1], None)
+        return tokens[at]._replace(text="true" if self._known[words[1]] else "false"), at + 3
+
+    def check(self) -> None:
+        """ValueError for a value nobody asked for, SyntaxError for a constant without a value."""
+        unknown = [key for key in self._given if key not in self._used]
+        if unknown:
+            known = ", ".join(self._known) or "none"
+            raise ValueError(
+                f"compile_shader: function_constants has {unknown[0]!r}, but the source declares "
+                f"{known}"
+            )
+        for name, where in self._missing.items():
+            raise error_at(
+                where,
+                f"function constant '{name}' has no value: give it in function_constants, "
+                "or ask is_function_constant_defined first",
+            )
+
+
+def _spelled(type_name: str, value: FunctionConstant, where: Token) -> str:
+    if isinstance(value, tuple):
+        return f"{type_name}({', '.join(_scalar(item, where) for item in value)})"
+    return f"static_cast<{type_name}>({_scalar(value, where)})"
+
+
+def _scalar(value: float, where: Token) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise error_at(where, f"function constant '{where.text}' must be finite, not {value}")
+    return f"{value!r}f"

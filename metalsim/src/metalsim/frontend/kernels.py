@@ -1,0 +1,223 @@
+"""Kernel signatures: parameters to buffer indices and built-in values, explicit instantiations to
+entry points."""
+
+from __future__ import annotations
+
+from .conditions import Condition
+from .program import Argument, Kernel, Signature
+from .syntax import (
+    Attribute,
+    closing,
+    closing_angle,
+    is_attribute,
+    join_strings,
+    read_attributes,
+    split_attributes,
+    split_commas,
+)
+from .tokens import IDENTIFIER, NUMBER, Token, error_at, spell
+
+MAX_BUFFERS = 31
+MAX_THREADS = 1024
+
+BUILTIN_VALUES = frozenset(
+    """dispatch_quadgroups_per_threadgroup dispatch_simdgroups_per_threadgroup
+    dispatch_threads_per_threadgroup grid_origin grid_size quadgroup_index_in_threadgroup
+    quadgroups_per_threadgroup simdgroup_index_in_threadgroup simdgroups_per_threadgroup
+    thread_execution_width thread_index_in_quadgroup thread_index_in_simdgroup
+    thread_index_in_threadgroup thread_position_in_grid thread_position_in_threadgroup
+    threadgroup_position_in_grid threadgroups_per_grid threads_per_grid threads_per_simdgroup
+    threads_per_threadgroup""".split()
+)
+_FUNCTION_ATTRIBUTES = frozenset(
+    {"kernel", "host_name", "max_total_threads_per_threadgroup", "required_threads_per_threadgroup"}
+)
+_PLAIN_ATTRIBUTES = frozenset(
+    {"id", "flatten", "unused", "visible_to_linker"} | BUILTIN_VALUES | _FUNCTION_ATTRIBUTES
+)
+_CPP_ATTRIBUTES = frozenset(
+    {"maybe_unused", "nodiscard", "fallthrough", "likely", "unlikely", "deprecated"}
+)
+
+
+def check_attribute(attribute: Attribute) -> bool:
+    """True to keep the attribute for the C++ compiler, False to drop it; SyntaxError where it is
+    unknown."""
+    name = attribute.name
+    if name in _CPP_ATTRIBUTES or "::" in name:
+        return True
+    if name in _PLAIN_ATTRIBUTES:
+        return False
+    raise error_at(attribute.where, f"metalsim does not support the attribute '{name}' here")
+
+
+def parameter_list(tokens: list[Token]) -> int | None:
+    """Index of the '(' that opens a function declaration's parameters, None where there is none."""
+    at = 0
+    while at < len(tokens):
+        text = tokens[at].text
+        if is_attribute(tokens, at):
+            at = read_attributes(tokens, at)[1]
+            continue
+        if text == "(":
+            before = tokens[at - 1].text if at else ""
+            if before not in ("decltype", "__attribute__", "alignas", "_Pragma"):
+                return at
+            at = closing(tokens, at)
+        elif text == "<":
+            at = closing_angle(tokens, at) or at
+        at += 1
+    return None
+
+
+def read_signature(
+    tokens: list[Token], attributes: list[Attribute], scope: tuple[str, ...], is_template: bool
+) -> Signature:
+    """The kernel declared by `tokens`, which end at its body; `attributes` are those in front of
+    its name."""
+    opening = parameter_list(tokens)
+    name = tokens[opening - 1] if opening else None
+    if opening is None or name is None or name.kind != IDENTIFIER:
+        raise error_at(tokens[0], "expected a kernel function: kernel void name(parameters)")
+    if all(token.text != "void" for token in tokens[:opening]):
+        raise error_at(name, f"kernel '{name.text}' must return void")
+    parameters = split_commas(tokens[opening + 1 : closing(tokens, opening)])
+    return Signature(name, scope, _arguments(parameters), is_template, _max_threads(attributes))
+
+
+def _max_threads(attributes: list[Attribute]) -> int:
+    for attribute in attributes:
+        if attribute.name == "max_total_threads_per_threadgroup":
+            tokens = attribute.arguments
+            # An expression of template parameters is the C++ compiler's to evaluate, so it is no
+            # limit here.
+            if any(token.kind == IDENTIFIER for token in tokens):
+                return MAX_THREADS
+            return min(MAX_THREADS, Condition(tokens, attribute.where).value())
+    return MAX_THREADS
+
+
+def _arguments(parameters: list[list[Token]]) -> tuple[Argument, ...]:
+    split = [split_attributes(parameter) for parameter in parameters]
+    fixed = [_buffer_index(attributes) for _, attributes in split]
+    taken = {index for index in fixed if index is not None}
+    arguments, seen, free = list[Argument](), set[int](), 0
+    for (declaration, attributes), index in zip(split, fixed, strict=True):
+        where = declaration[0] if declaration else attributes[0].where
+        builtin = _builtin(attributes)
+        is_constant = any(token.text == "constant" for token in declaration)
+        if builtin:
+            arguments.append(Argument(None, builtin, False))
+            continue
+        if index is None:
+            _check_buffer_parameter(declaration, attributes)
+            while free in taken:
+                free += 1
+            index = free
+            taken.add(index)
+        optional = any(attribute.name == "function_constant" for attribute in attributes)
+        if index in seen and not optional:
+            raise error_at(where, f"two parameters of this kernel are bound to buffer({index})")
+        if not 0 <= index < MAX_BUFFERS:
+            raise error_at(
+                where,
+                f"buffer({index}): Metal has {MAX_BUFFERS} buffer slots, 0 to {MAX_BUFFERS - 1}",
+            )
+        seen.add(index)
+        arguments.append(Argument(index, "", is_constant))
+    return tuple(arguments)
+
+
+def _buffer_index(attributes: list[Attribute]) -> int | None:
+    for attribute in attributes:
+        if attribute.name == "buffer":
+            tokens = attribute.arguments
+            if not tokens or any(token.kind == IDENTIFIER for token in tokens):
+                raise error_at(attribute.where, "buffer(n) needs a constant index")
+            return Condition(tokens, attribute.where).value()
+    return None
+
+
+def _builtin(attributes: list[Attribute]) -> str:
+    for attribute in attributes:
+        if attribute.name in BUILTIN_VALUES:
+            return attribute.name
+        if attribute.name == "threadgroup":
+            raise error_at(
+                attribute.where,
+                "threadgroup(n) memory is sized by the host, which compile_shader cannot do: "
+                "declare a threadgroup array inside the kernel",
+            )
+        if attribute.name not in ("buffer", "function_constant") and not attribute.name.startswith(
+            "clang::"
+        ):
+            raise error_at(
+                attribute.where,
+                f"metalsim does not support the kernel argument [[{attribute.name}]]",
+            )
+    return ""
+
+
+def _check_buffer_parameter(declaration: list[Token], attributes: list[Attribute]) -> None:
+    if not declaration:
+        raise error_at(attributes[0].where, "expected a parameter")
+    if not any(token.text in ("*", "&") for token in declaration):
+        name = declaration[-1]
+        raise error_at(
+            name,
+            f"kernel parameter '{name.text}' is neither a pointer or reference nor has the "
+            "attribute of a "
+            "built-in value",
+        )
+    if not any(token.text in ("device", "constant") for token in declaration):
+        name = declaration[-1]
+        raise error_at(
+            name, f"kernel parameter '{name.text}' must be in the device or constant address space"
+        )
+
+
+def read_instantiation(
+    tokens: list[Token],
+    attributes: list[Attribute],
+    scope: tuple[str, ...],
+    signatures: dict[str, Signature],
+    name: str | None = None,
+) -> Kernel:
+    """The kernel of `template [[host_name("x")]] [[kernel]] decltype(f<A>) f<A>;` (attributes
+    taken out)."""
+    opening = parameter_list(tokens)
+    end = len(tokens) if opening is None else opening
+    start = _start_of_name(tokens, end)
+    base = next((token for token in tokens[start:end] if token.text in signatures), None)
+    expression = spell(tokens[start:end])
+    where = tokens[start] if start < len(tokens) else tokens[0]
+    if base is None:
+        raise error_at(
+            where, f"'{expression}' names no kernel template that is defined before this line"
+        )
+    signature = signatures[base.text]
+    for attribute in attributes:
+        if attribute.name == "host_name":
+            name = join_strings(attribute.arguments)
+    return Kernel(
+        name or expression, expression, where, scope, signature.arguments, signature.max_threads
+    )
+
+
+def _start_of_name(tokens: list[Token], end: int) -> int:
+    """Where the qualified name that ends before `end` begins."""
+    at = end
+    while at > 0:
+        if tokens[at - 1].text == ">":
+            depth = 0
+            while at > 0:
+                at -= 1
+                depth += {">": 1, "<": -1}.get(tokens[at].text, 0)
+                if depth == 0:
+                    break
+        if at > 0 and tokens[at - 1].kind in (IDENTIFIER, NUMBER):
+            at -= 1
+        if at < 1 or tokens[at - 1].text != "::":
+            return at
+        at -= 1
+    return at

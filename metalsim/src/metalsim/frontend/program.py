@@ -1,0 +1,58 @@
+"""What the front end finds in a program."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .emitter import ColumnMap
+from .preprocessor import Preprocessed
+from .tokens import Token
+
+FunctionConstant = bool | int | float | tuple[int | float, ...]
+
+
+class Argument(NamedTuple):
+    """One kernel parameter: a buffer index, or the name of a built-in value."""
+
+    buffer: int | None
+    builtin: str
+    constant: bool
+    """Whether the buffer is in the constant address space."""
+
+    def macro(self) -> str:
+        """The argument as METALSIM_ENTRY takes it."""
+        if self.buffer is None:
+            return f"METALSIM_BUILTIN({self.builtin})"
+        return f"METALSIM_{'CONSTANT_' if self.constant else ''}BUFFER({self.buffer})"
+
+
+class Signature(NamedTuple):
+    """A kernel function as it was written, template or not."""
+
+    name: Token
+    scope: tuple[str, ...]
+    """The namespaces around it."""
+    arguments: tuple[Argument, ...]
+    is_template: bool
+    max_threads: int
+
+
+class Kernel(NamedTuple):
+    """A kernel that can be launched: `expression` names the function inside the namespaces
+    `scope`."""
+
+    name: str
+    expression: str
+    where: Token
+    scope: tuple[str, ...]
+    arguments: tuple[Argument, ...]
+    max_threads: int
+
+
+class Translation(NamedTuple):
+    """A whole program as C++, and the way back to the user's source for the compiler's errors."""
+
+    code: str
+    kernels: list[Kernel]
+    columns: ColumnMap
+    preprocessed: Preprocessed

@@ -1,0 +1,278 @@
+"""The rewriter: a preprocessed Metal program to C++ tokens, and the kernels it holds.
+
+It walks the program in segments, the stretches between `;`, `{` and `}`, and knows of each brace
+whether it opens a namespace, a type, a function or a kernel. Only four things change shape:
+kernels, threadgroup variables, function constants and explicit instantiations; every other token is
+copied, a few words replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .function_constants import FunctionConstants
+from .kernels import check_attribute, parameter_list, read_instantiation, read_signature
+from .program import FunctionConstant, Kernel, Signature
+from .syntax import closing, closing_angle, is_attribute, read_attributes, split_attributes
+from .threadgroup_variables import rewrite_threadgroup_variables
+from .tokens import IDENTIFIER, NUMBER, Token, error_at
+from .words import (
+    ADDRESS_SPACE_MACROS,
+    REFUSED_WORDS,
+    declares_value,
+    literal,
+    needs_const,
+    refuse_word,
+)
+
+_WORDS = frozenset(
+    {*ADDRESS_SPACE_MACROS, *REFUSED_WORDS, "kernel", "delete", "[", "is_function_constant_defined"}
+)
+_TYPE_KEYWORDS = frozenset({"struct", "class", "union", "enum"})
+_NO_VARIABLE = _TYPE_KEYWORDS | {
+    "using",
+    "typedef",
+    "namespace",
+    "static_assert",
+    "extern",
+    "friend",
+    "operator",
+}
+
+
+class _Scope(NamedTuple):
+    """What a `{` opened: "namespace", "type", "function" or "kernel"; `depth` is that of the
+    parentheses around it."""
+
+    kind: str
+    names: tuple[str, ...] = ()
+    depth: int = 0
+
+
+class Rewriter:
+    """One run over one program's tokens; the results are `output` and `kernels`."""
+
+    def __init__(
+        self, tokens: list[Token], function_constants: Mapping[str | int, FunctionConstant]
+    ) -> None:
+        self._tokens = tokens
+        self._constants = FunctionConstants(function_constants)
+        self._scopes = [_Scope("namespace")]
+        self._signatures: dict[str, Signature] = {}
+        self._variables = 0
+        self.output: list[Token] = []
+        self.kernels: list[Kernel] = []
+
+    def run(self) -> None:
+        """Rewrite the program; SyntaxError at the first construct that Metal or metalsim does not
+        have."""
+        tokens, start, depth = self._tokens, 0, 0
+        for at, token in enumerate(tokens):
+            text = token.text
+            if text in ("(", "["):
+                depth += 1
+            elif text in (")", "]"):
+                depth -= 1
+            elif text == ";" and depth == 0:
+                self._statement(tokens[start:at], token)
+                start = at + 1
+            elif text == "{":
+                self._open(tokens[start:at], token, depth)
+                start, depth = at + 1, 0
+            elif text == "}":
+                self._copy(tokens[start:at])
+                self.output.append(token)
+                if len(self._scopes) == 1:
+                    raise error_at(token, "extraneous closing brace ('}')")
+                depth = self._scopes.pop().depth
+                start = at + 1
+        self._copy(tokens[start:])
+        if len(self._scopes) > 1:
+            raise error_at(tokens[-1], "expected '}' before the end of the program")
+        self._constants.check()
+
+    def _open(self, head: list[Token], brace: Token, depth: int) -> None:
+        scope = self._scopes[-1]
+        if scope.kind in ("function", "kernel"):
+            self._copy(head)
+            opened = _Scope(scope.kind, (), depth)
+        else:
+            opened = self._open_declaration(head, depth)
+        self._scopes.append(opened)
+        self.output.append(brace)
+
+    def _open_declaration(self, head: list[Token], depth: int) -> _Scope:
+        outer = _outer_texts(head)
+        if "namespace" in outer:
+            self._copy(head)
+            names = head[[token.text for token in head].index("namespace") + 1 :]
+            return _Scope(
+                "namespace", tuple(token.text for token in names if token.kind == IDENTIFIER), depth
+            )
+        if outer[:1] == ["extern"] and parameter_list(head) is None and "=" not in outer:
+            raise error_at(head[0], "extern blocks are not supported in Metal")
+        if "(" not in outer and _TYPE_KEYWORDS & set(outer):
+            self._copy(head)
+            return _Scope("type", (), depth)
+        if _is_kernel(head):
+            self._define_kernel(head)
+            return _Scope("kernel", (), depth)
+        self._check_program_variable(head, outer)
+        self._copy(head)
+        return _Scope("function", (), depth)
+
+    def _statement(self, statement: list[Token], end: Token) -> None:
+        kind = self._scopes[-1].kind
+        if kind == "kernel":
+            rewritten = rewrite_threadgroup_variables(statement, self._variables)
+            if rewritten is not None:
+                tokens, count = rewritten
+                self._variables += count
+                self._copy(tokens)
+                self.output.append(end)
+                return
+        elif kind == "namespace" and statement:
+            if self._special_declaration(statement):
+                return
+            self._check_program_variable(statement, _outer_texts(statement))
+        self._copy(statement)
+        self.output.append(end)
+
+    def _special_declaration(self, statement: list[Token]) -> bool:
+        """Instantiations and function constants; True where nothing is left to copy."""
+        if any(token.text == "function_constant" for token in statement):
+            self.output += self._constants.declare(statement)
+            return True
+        is_instantiation = (
+            statement[0].text == "template" and statement[1:2] and statement[1].text != "<"
+        )
+        if not is_instantiation or not _is_kernel(statement):
+            return False
+        rest, attributes = split_attributes(statement[1:])
+        for attribute in attributes:
+            check_attribute(attribute)
+        rest = [token for token in rest if token.text != "kernel"]
+        self.kernels.append(read_instantiation(rest, attributes, self._names(), self._signatures))
+        return True
+
+    def _names(self) -> tuple[str, ...]:
+        return tuple(name for scope in self._scopes for name in scope.names)
+
+    def _define_kernel(self, head: list[Token]) -> None:
+        if self._scopes[-1].kind != "namespace":
+            raise error_at(head[0], "a kernel cannot be a member function")
+        opening = parameter_list(head)
+        before, after = (head, []) if opening is None else (head[:opening], head[opening:])
+        before, attributes = split_attributes(before)
+        for attribute in attributes:
+            check_attribute(attribute)
+        start = 0
+        while before[start].text == "template":
+            start = (closing_angle(before, start + 1) or start + 1) + 1
+        signature = read_signature([*before[start:], *after], attributes, self._names(), start > 0)
+        self._signatures[signature.name.text] = signature
+        self._variables = 0
+        if not signature.is_template:
+            name = [signature.name]
+            plain = read_instantiation(name, attributes, signature.scope, self._signatures)
+            self.kernels.append(plain)
+        function = [token for token in before[start:] if token.text not in ("kernel", "static")]
+        marker = before[start]._replace(text="METALSIM_KERNEL", kind=IDENTIFIER)
+        parameters, _ = split_attributes(after)
+        self._copy([*before[:start], marker, *function, *parameters])
+
+    def _check_program_variable(self, head: list[Token], outer: list[str]) -> None:
+        if self._scopes[-1].kind != "namespace" or len(head) < 2 or _NO_VARIABLE & set(outer):
+            return
+        is_function = "(" in outer and ("=" not in outer or outer.index("(") < outer.index("="))
+        if not is_function and head[0].text not in (",", ":") and "constant" not in outer:
+            raise error_at(
+                head[0],
+                "program scope variable must reside in constant address space: "
+                "write `constant` in front",
+            )
+
+    def _copy(self, tokens: list[Token]) -> None:
+        output, at = self.output, 0
+        while at < len(tokens):
+            token = tokens[at]
+            if token.kind == NUMBER:
+                output.append(literal(token))
+            elif token.text in _WORDS:
+                at = self._word(tokens, at)
+                continue
+            else:
+                output.append(token)
+            at += 1
+
+    def _word(self, tokens: list[Token], at: int) -> int:
+        """Copy or replace the word at `at`; the index behind what was taken."""
+        token, output = tokens[at], self.output
+        text = token.text
+        if text == "[":
+            if not is_attribute(tokens, at):
+                output.append(token)
+                return at + 1
+            return self._attributes(tokens, at)
+        if text in ADDRESS_SPACE_MACROS:
+            self._address_space(tokens, at)
+        elif text == "kernel":
+            output.append(token._replace(text="METALSIM_KERNEL"))
+        elif text == "is_function_constant_defined":
+            replacement, at = self._constants.query(tokens, at)
+            output.append(replacement)
+        elif text == "delete":
+            if not at or tokens[at - 1].text != "=":
+                raise error_at(token, "'delete' is not supported in Metal")
+            output.append(token)
+        else:
+            refuse_word(token, tokens[at - 1] if at else None)
+            output.append(token)
+        return at + 1
+
+    def _address_space(self, tokens: list[Token], at: int) -> None:
+        token = tokens[at]
+        if token.text == "threadgroup" and declares_value(tokens, at):
+            raise error_at(
+                token,
+                "a threadgroup variable must be declared by a statement of its own in the body of "
+                "a kernel; pass helpers a threadgroup pointer",
+            )
+        self.output.append(token._replace(text=ADDRESS_SPACE_MACROS[token.text]))
+        if token.text == "constant" and needs_const(tokens, at):
+            self.output.append(token._replace(text="const"))
+
+    def _attributes(self, tokens: list[Token], at: int) -> int:
+        attributes, end = read_attributes(tokens, at)
+        for attribute in attributes:
+            if attribute.name == "kernel":
+                self.output.append(attribute.where._replace(text="METALSIM_KERNEL"))
+            elif check_attribute(attribute):
+                self.output += tokens[at:end]
+                break
+        return end
+
+
+def _is_kernel(tokens: list[Token]) -> bool:
+    return any(token.text == "kernel" for token in tokens)
+
+
+def _outer_texts(tokens: list[Token]) -> list[str]:
+    """The words outside brackets, attributes and template lists; "(" stands for a whole
+    parenthesis."""
+    texts, at = list[str](), 0
+    while at < len(tokens):
+        text = tokens[at].text
+        if text == "(":
+            if texts[-1:] not in (["alignas"], ["__attribute__"], ["decltype"], ["_Pragma"]):
+                texts.append(text)
+            at = closing(tokens, at)
+        elif text == "[":
+            at = closing(tokens, at)
+        elif text == "<" and (end := closing_angle(tokens, at)) is not None:
+            at = end
+        else:
+            texts.append(text)
+        at += 1
+    return texts

@@ -1,0 +1,135 @@
+"""Declarations of threadgroup variables: one macro a variable, its whole type in one piece."""
+
+from __future__ import annotations
+
+from .conditions import Condition
+from .syntax import TYPE_WORDS, closing, is_attribute, read_attributes, skip_type_name, split_commas
+from .tokens import IDENTIFIER, NUMBER, PUNCTUATOR, Token, error_at
+
+_ALIGNMENT = 16
+"""The machine aligns every threadgroup variable to this many bytes."""
+
+
+def rewrite_threadgroup_variables(
+    statement: list[Token], first: int
+) -> tuple[list[Token], int] | None:
+    """The declarations for `threadgroup T a[n], b;` (numbered from `first`) and how many; None for
+    other statements."""
+    at, pragmas = _skip_pragmas(statement), list[Token]()
+    pragmas, statement = statement[:at], statement[at:]
+    found = _read_specifiers(statement)
+    if found is None:
+        return None
+    type_tokens, where, at = found
+    output, count = pragmas, 0
+    for declarator in split_commas(statement[at:]):
+        name = declarator[0] if declarator else where
+        if name.kind != IDENTIFIER:
+            raise error_at(name, "expected the name of a threadgroup variable")
+        dimensions = _read_dimensions(declarator)
+        if count:
+            output.append(name._replace(kind=PUNCTUATOR, text=";"))
+        macro = where if not count else name
+        output += [
+            macro._replace(kind=IDENTIFIER, text="METALSIM_THREADGROUP_VARIABLE"),
+            macro._replace(kind=PUNCTUATOR, text="("),
+            macro._replace(kind=NUMBER, text=str(first + count)),
+            macro._replace(kind=PUNCTUATOR, text=","),
+            name,
+            name._replace(kind=PUNCTUATOR, text=","),
+            *type_tokens,
+            *dimensions,
+            name._replace(kind=PUNCTUATOR, text=")"),
+        ]
+        count += 1
+    return output, count
+
+
+def _skip_pragmas(statement: list[Token]) -> int:
+    at = 0
+    while at < len(statement) and statement[at].text == "_Pragma":
+        at = closing(statement, at + 1) + 1
+    return at
+
+
+def _read_specifiers(statement: list[Token]) -> tuple[list[Token], Token, int] | None:
+    """The type, the word `threadgroup` and the index of the first declarator; None if no variable
+    is declared."""
+    type_tokens, where, has_type, at = list[Token](), None, False, 0
+    while at < len(statement):
+        token = statement[at]
+        if token.text == "threadgroup":
+            where = token
+        elif token.text in ("const", "volatile", "typename", "static"):
+            if token.text == "static":
+                raise error_at(token, "static variables are not supported in Metal")
+            type_tokens.append(token)
+        elif token.text == "alignas":
+            end = closing(statement, at + 1)
+            _check_alignment(token, statement[at + 2 : end])
+            at = end
+        elif is_attribute(statement, at):
+            at = read_attributes(statement, at)[1] - 1
+        elif token.kind == IDENTIFIER and (not has_type or _goes_on(type_tokens, token)):
+            if token.text in ("struct", "class", "union", "enum"):
+                if any(other.text == "threadgroup" for other in statement):
+                    raise error_at(
+                        token, "declare the type of a threadgroup variable before the variable"
+                    )
+                return None
+            end = skip_type_name(statement, at)
+            type_tokens += statement[at:end]
+            has_type, at = True, end - 1
+        else:
+            break
+        at += 1
+    if where is None or not has_type or at == len(statement):
+        return None
+    return (
+        (type_tokens, where, at)
+        if statement[at].kind == IDENTIFIER
+        else _check_pointer(statement, at, where)
+    )
+
+
+def _goes_on(type_tokens: list[Token], token: Token) -> bool:
+    """`int` after `unsigned` and the like."""
+    return token.text in TYPE_WORDS and type_tokens[-1].text in TYPE_WORDS
+
+
+def _check_pointer(statement: list[Token], at: int, where: Token) -> None:
+    """A pointer into threadgroup memory is an ordinary variable; a pointer kept in threadgroup
+    memory is refused."""
+    while at < len(statement) and statement[at].text in ("*", "&", "&&", "const"):
+        at += 1
+        if at < len(statement) and statement[at].text == "threadgroup":
+            message = "metalsim does not support a pointer that itself lies in threadgroup memory"
+            raise error_at(statement[at], message)
+
+
+def _check_alignment(where: Token, tokens: list[Token]) -> None:
+    if (
+        any(token.kind == IDENTIFIER for token in tokens)
+        or Condition(tokens, where).value() > _ALIGNMENT
+    ):
+        raise error_at(
+            where, f"alignas of a threadgroup variable must be a number up to {_ALIGNMENT}"
+        )
+
+
+def _read_dimensions(declarator: list[Token]) -> list[Token]:
+    name, at = declarator[0], 1
+    while at < len(declarator):
+        if is_attribute(declarator, at):
+            where = read_attributes(declarator, at)[0][0].where
+            raise error_at(where, f"metalsim does not support the attribute '{where.text}' here")
+        if declarator[at].text != "[":
+            if declarator[at].text == "=":
+                raise error_at(
+                    declarator[at], f"threadgroup variable '{name.text}' cannot have an initializer"
+                )
+            raise error_at(
+                declarator[at], "unexpected token in the declaration of a threadgroup variable"
+            )
+        at = closing(declarator, at) + 1
+    return declarator[1:]

@@ -1,0 +1,263 @@
+"""`compile_shader`, and what it returns."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import cache
+from .arguments import bind
+from .compiler import CompilationFailed, Compiler, build_kernels, build_runtime, find_compiler
+from .diagnostics import compile_error
+from .error_buffer import ErrorBuffer
+from .errors import ArgumentError, KernelNotFoundError
+from .frontend import FunctionConstant, Translation, translate
+from .grid import read_grid
+from .launch import MAX_BUFFERS, LoadedLibrary
+
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
+class _KernelRecord(NamedTuple):
+    """What the cache keeps of a kernel."""
+
+    name: str
+    number: int
+    max_threads: int
+
+
+class Kernel:
+    """One kernel function, called as torch's: `kernel(*arguments, threads=, group_size=)`."""
+
+    thread_execution_width = 32
+    """Threads in a simdgroup."""
+
+    def __init__(self, library: LoadedLibrary, record: _KernelRecord, check: bool) -> None:
+        self.name = record.name
+        self.max_threads_per_threadgroup = record.max_threads
+        """The most threads that a threadgroup may have."""
+        self.static_thread_group_memory_length = 0
+        """Bytes of threadgroup memory, as measured by the latest launch."""
+        self.counters: dict[str, int] = {}
+        """Work done by the latest launch of a checking build: multiplies, bytes, barriers and
+        more."""
+        self._library = library
+        self._entry = library.entry(record.number)
+        self._check = check
+
+    def __call__(
+        self,
+        *args: object,
+        threads: int | Sequence[int] | None = None,
+        group_size: int | Sequence[int] | None = None,
+        arg_casts: str | dict[int, str] | None = None,
+        error_buf_idx: int | None = None,
+    ) -> None:
+        """Run the kernel to its end.
+
+        Args:
+            args: argument i goes to buffer slot i. A CPU tensor, by its memory: a view begins at
+                its first element, and neither shape nor strides are passed. An int or bool as int64, a
+                float as float32, a list or tuple of ints or floats as an array of these, a list of
+                tensors as an array of their addresses.
+            threads: the grid in threads, one to three dimensions; by default the elements of the
+                first tensor.
+            group_size: threads in a threadgroup, as many dimensions; by default
+                max_threads_per_threadgroup in the first one.
+            arg_casts: "fp16", "bf16", "int32", "int16", "int8" or "uint8" for every number, or by
+                argument index.
+            error_buf_idx: the slot of a `device c10::metal::ErrorMessages*`, which metalsim makes
+                and reads.
+
+        Raises:
+            ValueError: a threadgroup with too many threads, or a grid without any.
+            RuntimeError: arguments that torch refuses (ArgumentError, which is also a TypeError,
+                for those of a wrong type).
+            SimulationError: the kernel did something wrong, or reported an error of its own.
+        """
+        grid = read_grid(self.name, args, threads, group_size, self.max_threads_per_threadgroup)
+        buffers = bind(self.name, args, arg_casts)
+        errors = None
+        if error_buf_idx is not None:
+            if not 0 <= error_buf_idx < MAX_BUFFERS:
+                raise ArgumentError(
+                    f"{self.name}: error_buf_idx must be from 0 to {MAX_BUFFERS - 1}"
+                )
+            errors = ErrorBuffer()
+            buffers[error_buf_idx] = errors.buffer()
+        outcome = self._library.run(self._entry, grid.threads, grid.group, buffers)
+        self.static_thread_group_memory_length = outcome.threadgroup_bytes
+        self.counters = outcome.counters if self._check else {}
+        if errors is not None:
+            errors.check()
+
+    def __repr__(self) -> str:
+        return f"<metalsim kernel {self.name}>"
+
+
+class ShaderLibrary:
+    """The kernels of one program: attributes of this object, listed by `dir`."""
+
+    def __init__(
+        self, library: LoadedLibrary, records: Sequence[_KernelRecord], check: bool
+    ) -> None:
+        self._library = library
+        self._records = {record.name: record for record in records}
+        self._check = check
+        self._kernels: dict[str, Kernel] = {}
+
+    def __getattr__(self, name: str) -> Kernel:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        kernel = self._kernels.get(name)
+        if kernel is None:
+            record = self._records.get(name)
+            if record is None:
+                known = ", ".join(self._records) or "none"
+                raise KernelNotFoundError(f"no kernel is named {name!r}; this library has {known}")
+            kernel = self._kernels[name] = Kernel(self._library, record, self._check)
+        return kernel
+
+    def __dir__(self) -> list[str]:
+        return list(self._records)
+
+    def __repr__(self) -> str:
+        return f"<metalsim library: {', '.join(self._records)}>"
+
+
+def compile_shader(
+    source: str,
+    *,
+    check: bool | None = None,
+    function_constants: Mapping[str | int, FunctionConstant] | None = None,
+    include_dirs: Sequence[str | os.PathLike[str]] = (),
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> ShaderLibrary:
+    """Compile Metal source for this machine's CPU: the counterpart of `torch.mps.compile_shader`.
+
+    Args:
+        source: Metal Shading Language, ASCII alone as torch demands.
+        check: True for a slower build with counters and bounds checks; None reads METALSIM_CHECK
+            (default: off).
+        function_constants: values by the name or index of `constant T x
+            [[function_constant(index)]]`.
+        include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`) if torch
+            is installed.
+        cache_dir: where compiled libraries are kept; default METALSIM_CACHE_DIR, else the user's
+            cache directory.
+
+    Returns:
+        The library; `library.name` is the kernel called `name`.
+
+    Raises:
+        SyntaxError: all errors, as `program_source:LINE:COLUMN: error: ...`, with the line and
+            column of `source`.
+        CompilerNotFoundError: no C++ compiler here; the message says what to install.
+    """
+    if not isinstance(source, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"compile_shader: source must be a str, not {type(source).__name__}")
+    build = _Build(
+        source,
+        check_is_on(check),
+        dict(function_constants or {}),
+        _include_path(include_dirs),
+        cache.cache_directory(cache_dir),
+        find_compiler(),
+    )
+    return build.library()
+
+
+def check_is_on(check: bool | None) -> bool:
+    """`check`, or what METALSIM_CHECK says."""
+    if check is not None:
+        return check
+    word = os.environ.get("METALSIM_CHECK", "").lower()
+    if word not in (*_TRUE, *_FALSE):
+        raise ValueError(f"METALSIM_CHECK must be 0 or 1, not {word!r}")
+    return word in _TRUE
+
+
+def _include_path(include_dirs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
+    if isinstance(include_dirs, (str, os.PathLike)):
+        raise TypeError(
+            "compile_shader: include_dirs must be a list of directories, not one directory"
+        )
+    torch = importlib.util.find_spec("torch")
+    own = (Path(torch.origin).parent / "include",) if torch is not None and torch.origin else ()
+    return (*(Path(directory).resolve() for directory in include_dirs), *own)
+
+
+class _Build(NamedTuple):
+    """One request, and the way from it to a library: from the cache where it is, else through the
+    compiler."""
+
+    source: str
+    check: bool
+    function_constants: dict[str | int, FunctionConstant]
+    include_dirs: tuple[Path, ...]
+    directory: Path
+    compiler: Compiler
+
+    @property
+    def mode(self) -> str:
+        return "check" if self.check else "fast"
+
+    def library(self) -> ShaderLibrary:
+        constants = repr(sorted(self.function_constants.items(), key=str))
+        directories = map(str, self.include_dirs)
+        key = self._digest(cache.front_end_digest(), self.source, constants, *directories)
+        record_name = f"program-{key}.json"
+        record = cache.read_record(self.directory, record_name)
+        if record is None or not (self.directory / str(record["file"])).exists():
+            record = self._compile()
+            # A program that reads other files has to be looked at again each time.
+            if not record.pop("included"):
+                cache.write_record(self.directory, record_name, record)
+        return self._load(record)
+
+    def _digest(self, *parts: str) -> str:
+        return cache.digest(cache.machine_digest(), self.compiler.identity, self.mode, *parts)
+
+    def _compile(self) -> dict[str, Any]:
+        translation = translate(
+            self.source, function_constants=self.function_constants, include_dirs=self.include_dirs
+        )
+        name = f"kernels-{self._digest(translation.code)}.so"
+        runtime = self._runtime()
+        cache.shared_file(
+            self.directory, name, lambda path: self._build(translation, runtime, path)
+        )
+        kernels = [
+            _KernelRecord(kernel.name, number, kernel.max_threads)
+            for number, kernel in enumerate(translation.kernels)
+        ]
+        return {"file": name, "kernels": kernels, "included": translation.preprocessed.included}
+
+    def _runtime(self) -> Path:
+        def build(path: Path) -> None:
+            build_runtime(self.compiler, self.mode, path)
+
+        try:
+            return cache.shared_file(self.directory, f"machine-{self._digest()}.so", build)
+        except CompilationFailed as failure:
+            raise RuntimeError(
+                "metalsim's runtime does not compile (clang 16, g++ 12 or newer is needed):\n"
+                f"{failure.output}"
+            ) from None
+
+    def _build(self, translation: Translation, runtime: Path, path: Path) -> None:
+        try:
+            build_kernels(self.compiler, self.mode, translation.code, runtime, path)
+        except CompilationFailed as failure:
+            error = compile_error(failure.output, translation)
+            if error is not None:
+                raise error from None
+            raise RuntimeError(f"metalsim: the C++ compiler failed:\n{failure.output}") from None
+
+    def _load(self, record: dict[str, Any]) -> ShaderLibrary:
+        library = LoadedLibrary(self._runtime(), self.directory / str(record["file"]))
+        records = [_KernelRecord(*kernel) for kernel in record["kernels"]]
+        return ShaderLibrary(library, records, self.check)

@@ -1,0 +1,87 @@
+"""How to build the machine (the C++ runtime) and the kernel libraries that run on it.
+
+The runtime is one shared library a (compiler, mode); a kernel library is one object linked against it.
+Compile and link in two steps: `check` compiles kernels with the thread sanitizer's instrumentation, whose
+calls the runtime answers itself, so the sanitizer must not reach the link line. Give the runtimes no
+common soname and load them RTLD_LOCAL: both modes may live in one process.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+DIRECTORY = Path(__file__).resolve().parent
+INCLUDE_DIRECTORY = DIRECTORY.parent / "builtins"  # for `#include <metalsim/shim.h>`
+ABI_VERSION = 1
+MODES = ("fast", "check")
+FAMILIES = ("clang", "gcc", "zig")
+
+_COMMON = (
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-fno-math-errno",
+    "-fno-strict-aliasing",
+    "-fsigned-char",
+    "-ftls-model=initial-exec",
+    "-ffp-contract=off",
+    "-DMETALSIM_BACKEND_CPU",
+)
+# Rounds half after every operation, as the GPU does, instead of once an expression.
+_HALF_ROUNDING = ("-Xclang", "-ffloat16-excess-precision=none")
+_INSTRUMENTATION = {
+    "clang": ("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
+    "gcc": ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"),
+    "zig": ("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
+}
+
+
+def runtime_sources() -> list[Path]:
+    """The translation units of the runtime, in a fixed order."""
+    return sorted(DIRECTORY.glob("*.cpp"))
+
+
+def inputs() -> list[Path]:
+    """Every file that a compiled library depends on besides its own source (for content hashes)."""
+    return [
+        *runtime_sources(),
+        *sorted(DIRECTORY.glob("*.h")),
+        *sorted(INCLUDE_DIRECTORY.rglob("*.h")),
+    ]
+
+
+def runtime_flags(family: str, mode: str) -> list[str]:
+    """Compiler flags for the runtime's own sources (never instrumented)."""
+    flags = [*_COMMON, *_architecture_flags(family), "-O2", "-g0", "-fwrapv", "-pthread"]
+    return [*flags, "-DMETALSIM_CHECK"] if mode == "check" else flags
+
+
+def kernel_flags(family: str, mode: str) -> list[str]:
+    """Compiler flags for one kernel library's object: warnings off, errors only."""
+    flags = [*_COMMON, *_architecture_flags(family), f"-I{INCLUDE_DIRECTORY}", "-w"]
+    if family != "gcc":
+        flags += _HALF_ROUNDING
+    if mode == "check":
+        return [*flags, "-O1", "-g", "-DMETALSIM_CHECK", *_INSTRUMENTATION[family]]
+    return [*flags, "-O3", "-g0"]
+
+
+def link_flags() -> list[str]:
+    """Linker flags for both kinds of library (beside `-shared`, `-o` and the runtime's path)."""
+    return ["-pthread", "-lm"]
+
+
+def _architecture_flags(family: str) -> list[str]:
+    """AVX2, FMA and half conversions on x86-64 processors that have them; elsewhere the compiler's default."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    try:
+        features = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return []
+    if not {"avx2", "fma", "f16c", "bmi2"} <= features:
+        return []
+    return ["-mcpu=x86_64_v3"] if family == "zig" else ["-march=x86-64-v3"]

@@ -1,0 +1,234 @@
+// Runs the threads of a threadgroup as fibers of one OS thread. A fiber gives way only at a barrier or a
+// collective; sets of lanes are bit masks, so that arriving, releasing and choosing are a few instructions.
+#include "context.h"
+#include "listener.h"
+#include "threadgroup.h"
+
+__thread metalsim::Fiber* metalsim_fiber = nullptr;
+
+namespace metalsim {
+namespace {
+
+uint32_t lowest(uint32_t mask) { return static_cast<uint32_t>(__builtin_ctz(mask)); }
+
+uint32_t nth_bit(uint32_t mask, uint32_t n) {
+  for (; n != 0; --n) mask &= mask - 1;
+  return lowest(mask);
+}
+
+uint32_t random_bit(Random& random, uint32_t mask) {
+  return nth_bit(mask, random.below(static_cast<uint32_t>(__builtin_popcount(mask))));
+}
+
+// Takes the next fiber to run out of the runnable ones; null when there is none. A fixed order stays in the
+// simdgroup that ran last while it can (its operands are in the nearest cache), lowest lane first.
+Fiber* take_next(Threadgroup& group, Simdgroup* simd) {
+  if (simd->runnable == 0) group.runnable_simdgroups &= ~(1u << simd->index);
+  if (group.runnable_simdgroups == 0) return nullptr;
+  uint32_t lane = 0;
+  if (!group.randomize) [[likely]] {
+    if (simd->runnable == 0) simd = &group.simdgroups[lowest(group.runnable_simdgroups)];
+    lane = lowest(simd->runnable);
+  } else {
+    const bool stay = simd->runnable != 0 && group.random.below(8) < group.stickiness;
+    if (!stay) simd = &group.simdgroups[random_bit(group.random, group.runnable_simdgroups)];
+    lane = random_bit(group.random, simd->runnable);
+  }
+  simd->runnable &= ~(1u << lane);
+  return &group.fibers[simd->index * simdgroup_width + lane];
+}
+
+// Continues another fiber, or leaves the threadgroup when none can run. Returns when `fiber` is continued.
+inline void give_way(Threadgroup& group, Fiber* fiber) {
+  Fiber* next = take_next(group, fiber->simdgroup);
+  if (next == fiber) return;
+  if (next == nullptr) [[unlikely]] {
+    if (group.returned != group.thread_count) report_divergence(group);
+    switch_context(&fiber->stack_pointer, group.main_context);
+    __builtin_unreachable();
+  }
+  metalsim_fiber = next;
+  switch_context(&fiber->stack_pointer, next->stack_pointer);
+}
+
+Collective collective_of(uint32_t code) { return static_cast<Collective>(code & 0xFF); }
+
+// Metal lets the lanes that are left combine values when others returned, but barriers and matrices need all.
+bool needs_every_lane(uint32_t code) {
+  return collective_of(code) == Collective::barrier ||
+         collective_of(code) == Collective::matrix_multiply;
+}
+
+bool is_complete(const Simdgroup& simd) {
+  return simd.waiting == simd.present && !simd.mismatch &&
+         (simd.present == simd.existing || !needs_every_lane(simd.code));
+}
+
+Counter counter_of(Collective collective) {
+  switch (collective) {
+    case Collective::barrier:
+      return simdgroup_barriers;
+    case Collective::shuffle:
+      return shuffles;
+    case Collective::ballot:
+      return votes;
+    case Collective::matrix_multiply:
+      return matrix_multiplies;
+    default:
+      return reductions;
+  }
+}
+
+void complete(Threadgroup& group, Simdgroup& simd) {
+  const Collective collective = collective_of(simd.code);
+  if (collective == Collective::matrix_multiply && simd.existing != ~0u) [[unlikely]] {
+    fail(group, "simdgroup",
+         "%s at line %u needs a full simdgroup of 32 threads, but simdgroup %u of threadgroup (%u, %u, %u) has %d",
+         simd.name, simd.line, simd.index, group.position[0], group.position[1], group.position[2],
+         __builtin_popcount(simd.existing));
+  }
+  ++group.counters[counter_of(collective)];
+  simd.active = simd.waiting;
+  if (collective != Collective::barrier && collective != Collective::shuffle)
+    carry_out(simd, simd.exchange[simd.parity]);
+  simd.parity ^= 1;
+  simd.runnable = simd.waiting;
+  simd.waiting = 0;
+  group.runnable_simdgroups |= 1u << simd.index;
+}
+
+// After a release: the fiber that brought it about goes on, unless the order is random.
+inline void go_on(Threadgroup& group, Fiber* fiber) {
+  if (group.randomize) [[unlikely]] {
+    give_way(group, fiber);
+  } else {
+    fiber->simdgroup->runnable &= ~(1u << fiber->lane);
+  }
+}
+
+bool same_name(const char* a, const char* b) { return a == b || __builtin_strcmp(a, b) == 0; }
+
+void leave_kernel(Threadgroup& group, Fiber* fiber) {
+  Simdgroup& simd = *fiber->simdgroup;
+  simd.present &= ~(1u << fiber->lane);
+  ++group.returned;
+  if (simd.waiting != 0 && is_complete(simd)) complete(group, simd);
+  give_way(group, fiber);
+  __builtin_unreachable();
+}
+
+void fiber_main() {
+  Fiber* fiber = metalsim_fiber;
+  Threadgroup& group = *fiber->threadgroup;
+  group.entry->body();
+  leave_kernel(group, fiber);
+}
+
+void prepare_simdgroups(Threadgroup& group) {
+  for (uint32_t index = 0; index < group.simdgroup_count; ++index) {
+    Simdgroup& simd = group.simdgroups[index];
+    const uint32_t lanes = group.thread_count - index * simdgroup_width;
+    simd.existing = lanes >= simdgroup_width ? ~0u : (1u << lanes) - 1;
+    simd.present = simd.runnable = simd.existing;
+    simd.waiting = simd.at_barrier = simd.active = simd.parity = 0;
+    simd.index = index;
+    simd.mismatch = false;
+  }
+  group.runnable_simdgroups =
+      group.simdgroup_count == 32 ? ~0u : (1u << group.simdgroup_count) - 1;
+}
+
+void prepare_fibers(Threadgroup& group) {
+  uint32_t thread = 0;
+  for (uint32_t z = 0; z < group.size[2]; ++z) {
+    for (uint32_t y = 0; y < group.size[1]; ++y) {
+      for (uint32_t x = 0; x < group.size[0]; ++x, ++thread) {
+        Fiber& fiber = group.fibers[thread];
+        fiber.simdgroup = &group.simdgroups[thread / simdgroup_width];
+        fiber.threadgroup = &group;
+        fiber.lane = static_cast<uint16_t>(thread % simdgroup_width);
+        fiber.thread = static_cast<uint16_t>(thread);
+        fiber.matrix_element =
+            static_cast<uint16_t>(matrix_row(fiber.lane) * 8 + matrix_column(fiber.lane));
+        fiber.position[0] = x;
+        fiber.position[1] = y;
+        fiber.position[2] = z;
+        fiber.stack_pointer =
+            make_context(group.stacks + group.stack_stride * (thread + 1), fiber_main);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run_threadgroup(Threadgroup& group) {
+  prepare_simdgroups(group);
+  prepare_fibers(group);
+  group.returned = group.arrived = 0;
+  group.barrier_mismatch = false;
+  notify_begin(group);
+  metalsim_fiber = take_next(group, &group.simdgroups[0]);
+  switch_context(&group.main_context, metalsim_fiber->stack_pointer);
+  metalsim_fiber = nullptr;
+  notify_end(group);
+}
+
+}  // namespace metalsim
+
+using namespace metalsim;
+
+Fiber* metalsim_current_fiber() { return metalsim_fiber; }
+
+void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
+  Simdgroup& simd = *fiber->simdgroup;
+  fiber->name = name;
+  fiber->line = line;
+  if (simd.waiting == 0) {
+    simd.code = code;
+    simd.name = name;
+    simd.line = line;
+  } else if (simd.line != line || simd.code != code || !same_name(simd.name, name)) {
+    simd.mismatch = true;
+  }
+  simd.waiting |= 1u << fiber->lane;
+  Threadgroup& group = *fiber->threadgroup;
+  if (!is_complete(simd)) [[likely]] {
+    give_way(group, fiber);
+  } else {
+    complete(group, simd);
+    go_on(group, fiber);
+  }
+}
+
+void metalsim_simdgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
+  metalsim_meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", line);
+  notify_synchronize(fiber, Scope::simdgroup, flags);
+}
+
+void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
+  Threadgroup& group = *fiber->threadgroup;
+  fiber->name = "threadgroup_barrier";
+  fiber->line = line;
+  if (group.arrived == 0) group.barrier_line = line;
+  if (group.barrier_line != line) group.barrier_mismatch = true;
+  fiber->simdgroup->at_barrier |= 1u << fiber->lane;
+  if (++group.arrived != group.thread_count || group.barrier_mismatch) [[likely]] {
+    give_way(group, fiber);
+  } else {
+    group.arrived = 0;
+    ++group.counters[threadgroup_barriers];
+    for (uint32_t index = 0; index < group.simdgroup_count; ++index) {
+      Simdgroup& simd = group.simdgroups[index];
+      simd.runnable = simd.at_barrier;
+      simd.at_barrier = 0;
+      group.runnable_simdgroups |= 1u << index;
+    }
+    go_on(group, fiber);
+  }
+  notify_synchronize(fiber, Scope::threadgroup, flags);
+}
+
+void metalsim_count(uint32_t counter, uint64_t amount) {
+  if (metalsim_fiber != nullptr) metalsim_fiber->threadgroup->counters[counter] += amount;
+}

@@ -1,0 +1,23 @@
+"""Flash attention for PyTorch on Apple GPUs, and the same functions on any other machine."""
+
+from .api import (
+    flash_attention_varlen,
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+)
+from .explain import explain
+
+__all__ = [
+    "explain",
+    "flash_attention_varlen",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+]

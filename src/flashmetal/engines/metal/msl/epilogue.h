@@ -1,0 +1,14 @@
+// Where results go: o is contiguous [batch][row][head][HEAD_DIM_V], lse [batch][head][row]; packed
+// batches have [row][head][HEAD_DIM_V] and [head][row] over all their rows.
+inline device Element* output_row(constant AttentionParams& params, const thread Operands& operands,
+                                  const thread Sequence& sequence, int head, int row) {
+  const long row_stride = params.heads_q * HEAD_DIM_V;
+  return operands.o + sequence.q_offset(params.o_stride_batch, row_stride, row) +
+         long(head) * HEAD_DIM_V;
+}
+
+inline void store_lse(constant AttentionParams& params, const thread Operands& operands,
+                      const thread Sequence& sequence, int head, int row, float lse) {
+  operands.lse[sequence.q_offset(params.lse_stride_batch, 1, row) +
+               long(head) * params.lse_stride_head] = lse;
+}

@@ -1,0 +1,36 @@
+// Which (query row, key) pairs are kept, and therefore which keys a range of rows has to visit.
+// Test and range share the same band, so they cannot disagree. Causal is window_right == 0.
+struct Mask {
+  int q_length, k_length, diagonal;
+  int window_left, window_right;
+
+  static Mask of(constant AttentionParams& params, const thread Sequence& sequence) {
+    return {sequence.q_length, sequence.k_length, sequence.diagonal(), int(params.window_left),
+            int(params.window_right)};
+  }
+
+  bool keeps(int row, int key) const thread {
+    const int distance = key - (row + diagonal);
+    bool kept = row < q_length && key < k_length;
+    if (HAS_WINDOW_LEFT) kept = kept && -distance <= window_left;
+    if (HAS_WINDOW_RIGHT) kept = kept && distance <= window_right;
+    return kept;
+  }
+
+  // Rows first_row .. last_row see no key outside [key_begin, key_end).
+  int key_begin(int first_row) const thread {
+    return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left, 0) : 0;
+  }
+  int key_end(int last_row) const thread {
+    return HAS_WINDOW_RIGHT ? clamp(last_row + diagonal + window_right + 1, 0, k_length) : k_length;
+  }
+
+  // True when no pair of these rows with keys first_key .. last_key needs the test.
+  bool keeps_all(int first_row, int last_row, int first_key, int last_key) const thread {
+    bool all = last_key < k_length;
+    if (HAS_BIAS) all = all && last_row < q_length;  // a bias has no rows past the end to read
+    if (HAS_WINDOW_LEFT) all = all && first_key >= last_row + diagonal - window_left;
+    if (HAS_WINDOW_RIGHT) all = all && last_key <= first_row + diagonal + window_right;
+    return all;
+  }
+};

@@ -1,0 +1,98 @@
+"""The run-time scalars of a launch, declared once: the MSL structs and the packing come from here.
+
+``torch.mps.compile_shader`` passes a list of ints as an int64 array and a list of floats as a
+float32 array, so each struct has one element type and needs no padding rules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from ...problem import AttentionProblem
+
+LOG2E = 1.4426950408889634
+
+INTEGERS = (
+    "seqlen_q",  # of a dense batch; packed batches read theirs from cu_seqlens
+    "seqlen_k",
+    "heads_q",
+    "heads_per_kv_head",
+    "window_left",
+    "window_right",
+    "q_stride_batch",  # strides in elements; batch strides are 0 in packed batches
+    "q_stride_row",
+    "q_stride_head",
+    "k_stride_batch",
+    "k_stride_row",
+    "k_stride_head",
+    "v_stride_batch",
+    "v_stride_row",
+    "v_stride_head",
+    "o_stride_batch",
+    "lse_stride_batch",
+    "lse_stride_head",
+    "bias_stride_batch",
+    "bias_stride_head",
+    "bias_stride_query",
+    "bias_stride_key",
+    "alibi_stride_batch",
+)
+SCALARS = (
+    "multiplier",  # of a product q.k: see Score in score.h
+    "softcap_log2",
+)
+
+
+def structs() -> str:
+    """The two structs as MSL."""
+    integers = "".join(f"  long {name};\n" for name in INTEGERS)
+    scalars = "".join(f"  float {name};\n" for name in SCALARS)
+    return (
+        f"struct AttentionParams {{\n{integers}}};\n\nstruct AttentionScalars {{\n{scalars}}};\n"
+    )
+
+
+class Geometry(NamedTuple):
+    """What a launch must know of its tensors: strides in elements and the packed length."""
+
+    q: tuple[int, ...]
+    k: tuple[int, ...]
+    v: tuple[int, ...]
+    bias: tuple[int, ...] | None
+    rows_q: int  # of a packed batch; Sq of a dense one
+
+
+def pack_integers(problem: AttentionProblem, geometry: Geometry) -> tuple[int, ...]:
+    """The values of :data:`INTEGERS` for one call, in order."""
+    dense = problem.layout == "dense"
+    bias = (0, 0, 0, 0)
+    if problem.bias is not None and geometry.bias is not None:
+        strides = geometry.bias
+        bias = (*(0 if b else s for s, b in zip(strides, problem.bias)), strides[3])
+    return (
+        problem.seqlen_q,
+        problem.seqlen_k,
+        problem.heads_q,
+        problem.heads_q // problem.heads_k,
+        problem.window_left,
+        problem.window_right,
+        *(stride for tensor in geometry[:3] for stride in _batch_row_head(tensor)),
+        problem.seqlen_q * problem.heads_q * problem.head_dim_v if dense else 0,
+        problem.seqlen_q * problem.heads_q if dense else 0,
+        geometry.rows_q,
+        *bias,
+        problem.heads_q if problem.alibi == "batch_head" else 0,
+    )
+
+
+def pack_scalars(problem: AttentionProblem) -> tuple[float, ...]:
+    """The values of :data:`SCALARS` for one call, in order."""
+    if problem.softcap > 0.0:
+        return (problem.scale / problem.softcap, problem.softcap * LOG2E)
+    return (problem.scale * LOG2E, 0.0)
+
+
+def _batch_row_head(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """(batch, row, head) strides of (B, S, H, D) or, with batch stride 0, of (total, H, D)."""
+    return strides[:3] if len(strides) == 4 else (0, *strides[:2])

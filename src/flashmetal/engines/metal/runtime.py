@@ -1,0 +1,70 @@
+"""The seam to a Metal compiler: Apple's on a Mac, a simulator anywhere else.
+
+A :class:`Runtime` is given ``compile_shader``, the contract of ``torch.mps.compile_shader``. On MPS it
+is torch's own; tests and the demo pass a simulator's and CPU tensors with :func:`metal_runtime`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .gpu import Gpu
+from .variant import KernelVariant, render
+
+_given: dict[str, Runtime] = {}  # by device type; only metal_runtime writes it
+
+
+class Runtime:
+    """Compiles kernel variants and keeps them.
+
+    ``compile_shader(source)`` returns a library whose attributes are kernels, as
+    ``torch.mps.compile_shader`` does. ``device`` is the device type of the tensors the kernels take.
+    """
+
+    def __init__(self, compile_shader: Callable[[str], Any], device: str, gpu: Gpu) -> None:
+        self.device = device
+        self.gpu = gpu
+        self._compile_shader = compile_shader
+        self._kernels: dict[KernelVariant, Callable[..., None]] = {}
+
+    def kernel(self, variant: KernelVariant) -> Callable[..., None]:
+        """The compiled kernel of ``variant``, compiled at its first use."""
+        kernel = self._kernels.get(variant)
+        if kernel is None:
+            library = self._compile_shader(render(variant))
+            kernel = self._kernels[variant] = getattr(library, variant.kernel)
+        return kernel
+
+
+@contextmanager
+def metal_runtime(runtime: Runtime) -> Iterator[Runtime]:
+    """Let ``runtime`` serve ``impl="metal"`` for tensors on ``runtime.device`` inside the block."""
+    before = _given.get(runtime.device)
+    _given[runtime.device] = runtime
+    try:
+        yield runtime
+    finally:
+        if before is None:
+            del _given[runtime.device]
+        else:
+            _given[runtime.device] = before
+
+
+def runtime_for(device: str) -> Runtime | None:
+    """The runtime that serves tensors on this device type, or None."""
+    given = _given.get(device)
+    if given is None and device == "mps":
+        return _apple_runtime()
+    return given
+
+
+@lru_cache(maxsize=1)
+def _apple_runtime() -> Runtime | None:
+    if not torch.backends.mps.is_available():
+        return None
+    return Runtime(torch.mps.compile_shader, "mps", Gpu.current())

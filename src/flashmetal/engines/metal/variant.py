@@ -1,0 +1,94 @@
+"""The compile-time facts of one kernel, and the MSL source they render to.
+
+``compile_shader`` offers no function constants: a variant is source text. The prelude declares the
+facts as constants, the real files follow unchanged, and bodies say ``if (HAS_BIAS)``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import resources
+from typing import NamedTuple
+
+import torch
+
+from . import bindings, params
+from ...tiles import Tile
+
+MSL_TYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
+
+# Headers in the order in which they build on each other.
+_SHARED = ("sequence.h", "mask.h", "score.h", "softmax.h", "epilogue.h")
+_FILES = {
+    "attention_forward": (*_SHARED, "tile.h", "attention_forward.metal"),
+    "attention_forward_scalar": (*_SHARED, "attention_forward_scalar.metal"),
+}
+
+
+class KernelVariant(NamedTuple):
+    """One kernel as compiled. ``vector`` is the elements that one device load of q, k and v takes."""
+
+    kernel: str
+    dtype: torch.dtype
+    head_dim: int
+    head_dim_v: int
+    tile: Tile | None
+    vector: int
+    has_window_left: bool
+    has_window_right: bool
+    has_softcap: bool
+    bias_dtype: torch.dtype | None
+    has_alibi: bool
+    has_sinks: bool
+    is_varlen: bool
+    has_seqused_k: bool
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias_dtype is not None
+
+
+@lru_cache(maxsize=None)
+def _file(name: str) -> str:
+    return (resources.files(__package__) / "msl" / name).read_text(encoding="ascii")
+
+
+def render(variant: KernelVariant) -> str:
+    """The whole MSL source of one variant; ``#line`` marks name the real files."""
+    files = "".join(f'#line 1 "{name}"\n{_file(name)}' for name in _FILES[variant.kernel])
+    return f"{_prelude(variant)}{files}"
+
+
+def _prelude(variant: KernelVariant) -> str:
+    flags = {
+        "HAS_WINDOW_LEFT": variant.has_window_left,
+        "HAS_WINDOW_RIGHT": variant.has_window_right,
+        "HAS_SOFTCAP": variant.has_softcap,
+        "HAS_BIAS": variant.has_bias,
+        "HAS_ALIBI": variant.has_alibi,
+        "HAS_SINKS": variant.has_sinks,
+        "IS_VARLEN": variant.is_varlen,
+        "HAS_SEQUSED_K": variant.has_seqused_k,
+    }
+    sizes = {"HEAD_DIM": variant.head_dim, "HEAD_DIM_V": variant.head_dim_v}
+    if variant.tile is not None:
+        flags["QUERIES_IN_REGISTERS"] = variant.tile.queries_in_registers
+        sizes |= {
+            "ROWS": variant.tile.rows,
+            "SIMDGROUPS": variant.tile.simdgroups,
+            "BLOCK_K": variant.tile.block_k,
+            "VECTOR": variant.vector,
+        }
+    element = MSL_TYPES[variant.dtype]
+    bias_element = MSL_TYPES[variant.bias_dtype or variant.dtype]
+    lines = [
+        "#include <metal_stdlib>",
+        "#include <metal_simdgroup_matrix>",
+        "using namespace metal;",
+        "",
+        f"typedef {element} Element;",
+        f"typedef {bias_element} BiasElement;",
+        *(f"constant constexpr bool {name} = {str(on).lower()};" for name, on in flags.items()),
+        *(f"constant constexpr int {name} = {value};" for name, value in sizes.items()),
+    ]
+    return "\n".join(lines) + f"\n\n{params.structs()}\n{bindings.declarations(variant)}\n"

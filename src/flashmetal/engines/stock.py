@@ -1,0 +1,146 @@
+"""Torch's own fused CPU kernel, where it gives the contract's answer.
+
+What the kernel does otherwise is kept from it: it dies on an empty key sequence, reads a last
+stride other than 1 wrongly, aligns causal to the top left, and gives a row without a visible key
+lse 0. Rows of that last kind are the first ones of a causal call and never reach it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..problem import AttentionInputs, AttentionProblem
+from .sequences import new_outputs, sequences
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Up to so many query rows, and from so many elements of k, the time goes into reading k and v.
+_DECODE_ROWS = 16
+_DECODE_ELEMENTS = 1 << 19
+
+
+def refuse(problem: AttentionProblem) -> str | None:
+    """Why torch's fused kernel cannot serve the call, in words, or None."""
+    reasons = (
+        (problem.device != "cpu", f"torch's kernels on {problem.device} give no log-sum-exp"),
+        (problem.dtype not in _DTYPES, f"torch's fused CPU kernel does not take {problem.dtype}"),
+        (problem.softcap != 0.0, "torch's fused CPU kernel has no softcap"),
+        (problem.alibi is not None, "ALiBi would need a mask of Sq x Sk elements"),
+        (problem.bias is not None, "torch's fused CPU kernel gives lse 0 where a bias hides a row"),
+        (problem.window_left >= 0, "torch's fused CPU kernel would compute outside the window"),
+        (problem.window_right > 0, "torch's fused CPU kernel would compute outside the window"),
+        (
+            problem.head_dim != problem.head_dim_v,
+            "torch's fused CPU kernel needs v to have the head dimension of q and k",
+        ),
+    )
+    return next((reason for refused, reason in reasons if refused), None)
+
+
+def prefer_stock(problem: AttentionProblem) -> tuple[bool, str]:
+    """Whether it is faster than the portable engine on a call it does not refuse, and why."""
+    elements = problem.seqlen_k * problem.heads_k * problem.head_dim
+    decode = problem.seqlen_q <= _DECODE_ROWS and elements >= _DECODE_ELEMENTS
+    if decode and problem.heads_q > problem.heads_k:
+        return False, (
+            f"a decode step of grouped heads: torch's fused CPU kernel reads k and v "
+            f"{problem.heads_q // problem.heads_k} times, the portable engine once"
+        )
+    return True, "torch's fused CPU kernel is the fastest for full and causal attention"
+
+
+def forward(
+    problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention by ``aten::_scaled_dot_product_flash_attention_for_cpu``.
+
+    Returns o (B, Sq, Hq, Dv) or (total_q, Hq, Dv) in q's dtype, written into ``out`` where given,
+    and lse in fp32 (B, Hq, Sq) or (Hq, total_q).
+    """
+    if out is None and _is_whole(problem):
+        # The kernel's own output is the answer: no second one is written.
+        o, lse = _attend(problem, inputs.q, inputs.k, inputs.v, inputs.sinks)
+        return o.transpose(1, 2).to(problem.dtype).contiguous(), lse.to(torch.float32)
+    out, lse = new_outputs(problem, inputs, out)
+    for sequence in sequences(problem, inputs, out, lse, max(1, problem.batch)):
+        first, end = sequence.clear_rows()
+        if first < end and sequence.q.shape[0]:
+            q = sequence.q[:, first:]
+            o, part = _attend(problem, q, sequence.k, sequence.v, inputs.sinks)
+            sequence.out[:, first:].copy_(o.transpose(1, 2))
+            sequence.lse[..., first:].copy_(part)
+    return out, lse
+
+
+def _is_whole(problem: AttentionProblem) -> bool:
+    """Whether one call serves every row: one length, no empty dimension, no row without a key."""
+    return (
+        problem.layout == "dense"
+        and not problem.seqused_k
+        and min(problem.batch, problem.seqlen_q, problem.seqlen_k) > 0
+        and (problem.window_right < 0 or problem.seqlen_q <= problem.seqlen_k)
+    )
+
+
+def _attend(
+    problem: AttentionProblem, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Rows that all see a key, q (N, Sq, Hq, D): o (N, Hq, Sq, D), lse (N, Hq, Sq)."""
+    compute = _compute_dtype(problem.dtype)
+    q, k, v = (_unit_stride(x.to(compute)).transpose(1, 2) for x in (q, k, v))
+    rows, keys = q.shape[2], k.shape[2]
+    # A single row stands at the last key: bottom-right causal hides nothing from it.
+    causal = problem.window_right == 0 and rows > 1
+    if causal and rows < keys:
+        # The earlier keys are seen by every row, and the last ones form a square.
+        earlier = keys - rows
+        o, lse = _merge(
+            _fused(q, k[:, :, :earlier], v[:, :, :earlier], False, problem.scale),
+            _fused(q, k[:, :, earlier:], v[:, :, earlier:], True, problem.scale),
+        )
+    else:
+        o, lse = _fused(q, k, v, causal, problem.scale)
+    return (o, lse) if sinks is None else _with_sinks(o, lse, sinks)
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, causal, scale=scale
+    )
+
+
+def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention over two disjoint sets of keys from the attention over each."""
+    lse = torch.logaddexp(a[1], b[1])
+    share_a, share_b = (torch.exp(part - lse)[..., None].to(a[0].dtype) for part in (a[1], b[1]))
+    return (a[0] * share_a).addcmul_(b[0], share_b), lse
+
+
+def _with_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """The sink (Hq,) takes its share of each row and gives no value."""
+    sink = sinks[:, None].to(lse.dtype)
+    share = torch.sigmoid(lse - sink)[..., None]
+    return o.mul_(share.to(o.dtype)), torch.logaddexp(lse, sink)
+
+
+@lru_cache(maxsize=8)
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to run the kernel in.
+
+    For float16 it keeps scores in float16, against the contract, and bfloat16 is faster in fp32 on
+    a CPU without matrix instructions for it.
+    """
+    if dtype in (torch.float32, torch.float64):
+        return dtype
+    native = (
+        dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+    return dtype if native else torch.float32

@@ -1,0 +1,76 @@
+"""Which engine would serve a call, and why the others would not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .plan import Plan, plan
+from .problem import (
+    AttentionInputs,
+    AttentionProblem,
+    make_request,
+    packed_request,
+    refuse_block_table,
+)
+
+
+class Explanation(NamedTuple):
+    """The answer of :func:`explain`; prints as a few lines of text."""
+
+    problem: AttentionProblem
+    plan: Plan
+
+    def __str__(self) -> str:
+        kernel = f", kernel {self.plan.kernel}" if self.plan.kernel else ""
+        lines = [f"engine {self.plan.engine}{kernel}: {self.plan.why}"]
+        lines += [f"  not {engine}: {reason}" for engine, reason in self.plan.refusals]
+        return "\n".join(lines)
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | Tensor | None = None,
+    max_seqlen_k: int | Tensor | None = None,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+    *,
+    s_aux: Tensor | None = None,
+    bias: Tensor | None = None,
+    return_lse: bool = False,
+    seqused_k: Tensor | None = None,
+    validate: bool = False,
+    impl: str = "auto",
+    kernel: str | None = None,
+) -> Explanation:
+    """The plan for a call, which is not run.
+
+    The arguments are those of ``flash_attn_varlen_func``, or without the lengths those of
+    ``flash_attn_func``, and so are the errors.
+
+    >>> print(flashmetal.explain(q, k, v, causal=True))
+    """
+    function = "explain"
+    del deterministic, return_attn_probs, return_lse  # no engine depends on them
+    refuse_block_table(function, block_table)
+    lengths = cu_seqlens_q, cu_seqlens_k, seqused_k
+    inputs = AttentionInputs(q, k, v, bias, alibi_slopes, s_aux, *lengths)
+    request = make_request(
+        function, dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
+    )
+    if cu_seqlens_q is not None or cu_seqlens_k is not None:
+        request = packed_request(request, max_seqlen_q, max_seqlen_k, validate)
+    problem = AttentionProblem.of(inputs, request)
+    return Explanation(problem, plan(problem, impl, kernel))

@@ -1,0 +1,133 @@
+"""The operators ``flashmetal::attention`` and ``attention_out``: the boundary of torch.compile.
+
+They are defined through ``torch.library.Library``, whose calls cost a quarter of ``custom_op``'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engines import metal, portable, stock
+from .plan import plan
+from .problem import (
+    AttentionInputs,
+    AttentionProblem,
+    Request,
+    check_lengths,
+    check_out,
+    tracks_gradients,
+)
+from .reference import attention_reference
+
+# The arguments are the fields of AttentionInputs, then those of Request.
+_ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, "
+    "str function, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? scale, bool causal, "
+    "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate"
+)
+_INPUTS = len(AttentionInputs._fields)
+_FORWARD = {"portable": portable.forward, "stock": stock.forward}
+
+
+def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
+    """(o, lse) of one call: through the operator, or eager under autograd for gradients."""
+    problem = AttentionProblem.of(inputs, request)
+    if problem.needs_grad:
+        return _differentiable(problem, inputs, request)
+    return _attention_op(*inputs, *request)
+
+
+def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
+    """Attention written into ``out``, (total_q, Hq, Dv) of q's dtype."""
+    problem = AttentionProblem.of(inputs, request)
+    check_out(request.function, problem, inputs, out)
+    if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
+        out.copy_(_differentiable(problem, inputs, request)[0])
+    else:
+        _attention_out_op(out, *inputs, *request)
+
+
+def _differentiable(
+    problem: AttentionProblem, inputs: AttentionInputs, request: Request
+) -> tuple[Tensor, Tensor]:
+    if request.impl not in ("auto", "reference"):
+        plan(problem, request.impl, request.kernel)  # raises: no fast engine has a backward
+    if not torch.compiler.is_compiling():
+        check_lengths(problem, inputs, request)
+    return attention_reference(problem, inputs)
+
+
+def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _run(None, AttentionInputs(*arguments[:_INPUTS]), Request(*arguments[_INPUTS:]))
+
+
+def _attention_out(out: Tensor, *arguments: Any) -> Tensor:
+    inputs, request = AttentionInputs(*arguments[:_INPUTS]), Request(*arguments[_INPUTS:])
+    # The engines write whole rows: only a contiguous tensor is written to directly.
+    o, lse = _run(out if out.is_contiguous() else None, inputs, request)
+    if o is not out:
+        out.copy_(o)
+    return lse
+
+
+def _run(out: Tensor | None, inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
+    if tracks_gradients(inputs):
+        raise RuntimeError(
+            "flashmetal::attention does not record gradients; call the public functions of "
+            "flashmetal, which do"
+        )
+    problem = AttentionProblem.of(inputs, request)
+    check_lengths(problem, inputs, request)
+    chosen = plan(problem, request.impl, request.kernel)
+    inputs = _laid_out(inputs)
+    if chosen.engine == "metal":
+        return metal.forward(problem, inputs, out, kernel=chosen.kernel or "tile")
+    if chosen.engine != "reference":
+        return _FORWARD[chosen.engine](problem, inputs, out)
+    o, lse = attention_reference(problem, inputs)
+    return (o if out is None else out.copy_(o)), lse
+
+
+def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
+    """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
+    q, k, v, bias, slopes, sinks, *lengths = inputs
+    return AttentionInputs(
+        q if q.stride(-1) == 1 else q.contiguous(),
+        k if k.stride(-1) == 1 else k.contiguous(),
+        v if v.stride(-1) == 1 else v.contiguous(),
+        bias,
+        None if slopes is None else slopes.contiguous(),
+        None if sinks is None else sinks.float().contiguous(),
+        *[None if x is None else x.contiguous() for x in lengths],
+    )
+
+
+def _attention_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q, v = arguments[0], arguments[2]
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), _empty_lse(q)
+
+
+def _attention_out_fake(out: Tensor, *arguments: Any) -> Tensor:
+    del out
+    return _empty_lse(arguments[0])
+
+
+def _empty_lse(q: Tensor) -> Tensor:
+    rows = (q.shape[0], q.shape[2], q.shape[1]) if q.ndim == 4 else (q.shape[1], q.shape[0])
+    return q.new_empty(rows, dtype=torch.float32)
+
+
+_library = torch.library.Library("flashmetal", "DEF")
+_tags = (torch.Tag.pt2_compliant_tag,)
+_library.define(f"attention({_ARGUMENTS}) -> (Tensor, Tensor)", tags=_tags)
+_library.define(f"attention_out(Tensor(a!) out, {_ARGUMENTS}) -> Tensor", tags=_tags)
+_library.impl("attention", _attention, "CompositeExplicitAutograd")
+_library.impl("attention_out", _attention_out, "CompositeExplicitAutograd")
+torch.library.register_fake("flashmetal::attention", _attention_fake, lib=_library)
+torch.library.register_fake("flashmetal::attention_out", _attention_out_fake, lib=_library)
+_attention_op = torch.ops.flashmetal.attention.default
+_attention_out_op = torch.ops.flashmetal.attention_out.default

@@ -1,0 +1,78 @@
+"""Which engine serves a problem, and why: every refusal carries its reason."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from .engines import metal, portable, stock
+from .engines.metal.gpu import Gpu
+from .engines.metal.runtime import runtime_for
+from .problem import AttentionProblem
+
+ENGINES = ("metal", "stock", "portable", "reference")
+_REFUSE = {"metal": metal.refuse, "stock": stock.refuse, "portable": portable.refuse}
+_NO_BACKWARD = (
+    "the inputs need gradients, and only the eager reference has a backward yet; "
+    "call under torch.no_grad() for the fast engines"
+)
+
+
+class Plan(NamedTuple):
+    """The decision for one problem. ``refusals`` lists (engine, reason) of those passed over."""
+
+    engine: str
+    kernel: str | None
+    why: str
+    refusals: tuple[tuple[str, str], ...]
+
+
+def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = None) -> Plan:
+    """Choose the engine: the fastest that is right, or the one asked for.
+
+    ``impl`` is "auto" or an engine's name, ``kernel`` picks among the Metal kernels. An explicit
+    choice never falls back: NotImplementedError carries the engine's reason.
+    """
+    runtime = runtime_for(problem.device)
+    return _plan(problem, impl, kernel, runtime.gpu if runtime else None)
+
+
+@lru_cache(maxsize=4096)
+def _plan(problem: AttentionProblem, impl: str, kernel: str | None, gpu: Gpu | None) -> Plan:
+    if impl != "auto":
+        return _explicit(problem, impl, kernel)
+    if problem.needs_grad:
+        others = tuple((engine, _NO_BACKWARD) for engine in ENGINES[:-1])
+        return Plan("reference", None, _NO_BACKWARD, others)
+    refusals: list[tuple[str, str]] = []
+    for engine in ENGINES[:-1]:
+        reason, why = _judge(problem, engine)
+        if reason is None:
+            return Plan(engine, "tile" if engine == "metal" else None, why, tuple(refusals))
+        refusals.append((engine, reason))
+    return Plan("reference", None, "no faster engine takes this problem", tuple(refusals))
+
+
+def _explicit(problem: AttentionProblem, impl: str, kernel: str | None) -> Plan:
+    reason = None if impl == "reference" else _REFUSE[impl](problem)
+    if reason is None and problem.needs_grad and impl != "reference":
+        reason = _NO_BACKWARD
+    if reason is not None:
+        raise NotImplementedError(f"flashmetal: impl={impl!r} cannot serve this call: {reason}")
+    chosen = (kernel or "tile") if impl == "metal" else None
+    return Plan(impl, chosen, "asked for by impl", ())
+
+
+def _judge(problem: AttentionProblem, engine: str) -> tuple[str | None, str]:
+    """(reason against, reason for) one engine under impl="auto"."""
+    reason = _REFUSE[engine](problem)
+    if reason is not None:
+        return reason, ""
+    if engine == "metal":
+        if problem.device != "mps":
+            return f"a simulator serves {problem.device} tensors: right, but slow", ""
+        return None, "our kernels serve every feature on Apple GPUs"
+    if engine == "stock":
+        preferred, why = stock.prefer_stock(problem)
+        return (None, why) if preferred else (why, "")
+    return None, "tile by tile in torch operations, memory linear in the sequence"

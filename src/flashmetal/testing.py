@@ -1,0 +1,188 @@
+"""Inputs, error budgets and comparisons for tests of any engine, ours or a user's.
+
+A budget is never set by hand: it is twice the error that an eager run in the inputs' dtype makes
+against float64, plus one rounding of the output (Dao's and attention-gym's rule).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .problem import AttentionInputs, AttentionProblem, Request
+from .reference import attention_reference
+
+_MARGIN = 3  # rows of NaN around a poisoned tensor; odd, so that alignment is lost too
+
+
+def make_inputs(
+    *,
+    batch: int = 1,
+    seqlen_q: int = 64,
+    seqlen_k: int | None = None,
+    heads_q: int = 2,
+    heads_k: int | None = None,
+    head_dim: int = 64,
+    head_dim_v: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    scale: float | None = None,
+    window_left: int = -1,
+    window_right: int = -1,
+    softcap: float = 0.0,
+    bias: bool | tuple[bool, bool, bool] = False,
+    bias_dtype: torch.dtype | None = None,
+    alibi: bool | str = False,
+    sinks: bool = False,
+    lengths_q: Sequence[int] | None = None,
+    lengths_k: Sequence[int] | None = None,
+    seqused_k: Sequence[int] | None = None,
+    strided: bool = False,
+    poison: bool = False,
+    requires_grad: bool = False,
+    seed: int = 0,
+) -> tuple[AttentionProblem, AttentionInputs]:
+    """A problem and normally distributed tensors for it.
+
+    Args:
+        bias: True, or which of (batch, head, query) are broadcast. ``bias_dtype`` is q's by default.
+        alibi: True or "head" for slopes (Hq,), "batch_head" for (B, Hq).
+        lengths_q: lengths of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
+        seqused_k: keys in use of each sequence; the others are NaN.
+        strided: q, k and v become views with the heads outside the sequence, at an offset, amid NaN.
+        poison: q, k and v become views with rows of NaN before and after each sequence's batch entry.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device=device, dtype=kind)
+
+    def place(x: Tensor) -> Tensor:
+        return _place(x, strided, poison).requires_grad_(requires_grad)
+
+    seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
+    rows_q, rows_k = (batch, seqlen_q), (batch, seqlen_k)
+    starts: tuple[Tensor | None, Tensor | None] = (None, None)
+    if lengths_q is not None:
+        lengths_k = lengths_q if lengths_k is None else lengths_k
+        batch, seqlen_q, seqlen_k = len(lengths_q), max(lengths_q), max(lengths_k)
+        rows_q, rows_k = (sum(lengths_q),), (sum(lengths_k),)
+        starts = _offsets(lengths_q, device), _offsets(lengths_k, device)
+    heads_k = heads_q if heads_k is None else heads_k
+    q = normal(*rows_q, heads_q, head_dim)
+    k = normal(*rows_k, heads_k, head_dim)
+    v = normal(*rows_k, heads_k, head_dim_v or head_dim)
+    used = None
+    if seqused_k is not None:
+        used = torch.tensor(seqused_k, dtype=torch.int32, device=device)
+        _poison_unused(k, v, seqused_k, lengths_k)
+    broadcast = bias if isinstance(bias, tuple) else (False, False, False)
+    sizes = [1 if b else n for n, b in zip((batch, heads_q, seqlen_q), broadcast, strict=True)]
+    slopes = (batch, heads_q) if alibi == "batch_head" else (heads_q,)
+    inputs = AttentionInputs(
+        place(q),
+        place(k),
+        place(v),
+        bias=normal(*sizes, seqlen_k, kind=bias_dtype or dtype) if bias else None,
+        alibi_slopes=normal(*slopes, kind=torch.float32).abs() if alibi else None,
+        sinks=normal(heads_q, kind=torch.float32) if sinks else None,
+        cu_seqlens_q=starts[0],
+        cu_seqlens_k=starts[1],
+        seqused_k=used,
+    )
+    packed = (None, None) if lengths_q is None else (seqlen_q, seqlen_k)
+    window = window_left, window_right
+    request = Request("make_inputs", *packed, scale, False, *window, softcap)
+    return AttentionProblem.of(inputs, request), inputs
+
+
+def _offsets(lengths: Sequence[int], device: str) -> Tensor:
+    starts = [sum(lengths[:b]) for b in range(len(lengths) + 1)]
+    return torch.tensor(starts, dtype=torch.int32, device=device)
+
+
+def _poison_unused(
+    k: Tensor, v: Tensor, used: Sequence[int], lengths: Sequence[int] | None
+) -> None:
+    """NaN in the rows that seqused_k leaves out, as an uninitialised cache may hold."""
+    for b, count in enumerate(used):
+        for x in (k, v):
+            if lengths is None:
+                x[b, count:] = math.nan
+            else:
+                start = sum(lengths[:b])
+                x[start + count : start + lengths[b]] = math.nan
+
+
+def _place(x: Tensor, strided: bool, poison: bool) -> Tensor:
+    """``x`` as a view into a larger tensor of NaN."""
+    if not (strided or poison):
+        return x
+    if strided:
+        x = x.transpose(-3, -2)
+    rows = -2 if strided else -3
+    shape = list(x.shape)
+    shape[rows] += 2 * _MARGIN
+    if strided:
+        shape[-1] += 2 * _MARGIN
+    view = x.new_full(shape, math.nan).narrow(rows, _MARGIN, x.shape[rows])
+    if strided:
+        view = view.narrow(-1, _MARGIN, x.shape[-1])
+    view.copy_(x)
+    return view.transpose(-3, -2) if strided else view
+
+
+def error_budget(eager: Tensor, exact: Tensor) -> float:
+    """The largest error allowed beside ``exact``, a float64 result.
+
+    ``eager`` is the result of the same call in the dtype under test. Entries that are infinite in
+    ``exact`` are left out: they are compared for equality.
+    """
+    finite = torch.isfinite(exact)
+    if not bool(finite.any()):
+        return 0.0
+    exact, eager_error = exact[finite], (eager.double() - exact)[finite].abs().max()
+    rounding = torch.finfo(eager.dtype).eps * exact.abs().max()
+    return float(2 * (eager_error + rounding))
+
+
+def assert_matches_reference(
+    o: Tensor, lse: Tensor, problem: AttentionProblem, inputs: AttentionInputs
+) -> None:
+    """Compare results with the float64 oracle, each within its budget.
+
+    Shapes, dtypes, contiguity of o, and where lse is -inf must be equal; nothing may be NaN.
+    """
+    with torch.no_grad():
+        exact = attention_reference(problem, inputs, compute_dtype=torch.float64)
+        eager = attention_reference(problem, inputs)
+    assert o.dtype == problem.dtype, f"o is {o.dtype}, expected {problem.dtype}"
+    assert o.is_contiguous(), f"o is not contiguous, its strides are {o.stride()}"
+    assert lse.dtype == torch.float32, f"lse is {lse.dtype}, expected torch.float32"
+    _compare("o", o, eager[0], exact[0], problem)
+    _compare("lse", lse, eager[1], exact[1], problem)
+
+
+def _compare(
+    name: str, actual: Tensor, eager: Tensor, exact: Tensor, problem: AttentionProblem
+) -> None:
+    assert actual.shape == exact.shape, (
+        f"{name} is {tuple(actual.shape)}, expected {tuple(exact.shape)}\n{problem}"
+    )
+    if exact.numel() == 0:
+        return
+    assert not bool(exact.isnan().any()), f"the exact {name} holds NaN\n{problem}"
+    budget = error_budget(eager, exact)
+    # Equal infinities have no difference; a NaN or another infinity is an infinite error.
+    error = torch.where(actual == exact, 0.0, (actual.double() - exact).abs())
+    error = error.nan_to_num(nan=math.inf)
+    worst = int(error.argmax())
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), error.shape))
+    assert float(error[where]) <= budget, (
+        f"{name} is wrong at {where}: got {float(actual[where])!r}, "
+        f"expected {float(exact[where])!r}, error {float(error[where]):.3e}, budget {budget:.3e}; "
+        f"{int((error > budget).sum())} of {error.numel()} entries are off\n{problem}"
+    )

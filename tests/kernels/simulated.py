@@ -1,0 +1,75 @@
+"""The Metal engine on CPU tensors: the real kernels, run by the simulator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import metalsim
+import torch
+from torch import Tensor
+
+from flashmetal.engines import metal
+from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.problem import AttentionInputs, AttentionProblem
+
+TILE_GPUS = ("M1", "M3")  # one chip of each tile table
+
+
+@lru_cache(maxsize=None)
+def runtime(gpu: str = "M1", check: bool = False) -> Runtime:
+    """One simulated runtime a chip, so that variants are loaded once a process."""
+
+    def compile_shader(source: str) -> metalsim.ShaderLibrary:
+        return metalsim.compile_shader(source, check=check)
+
+    return Runtime(compile_shader, "cpu", Gpu.named(gpu))
+
+
+def simulated_forward(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    *,
+    gpu: str = "M1",
+    kernel: str = "tile",
+    check: bool = False,
+    compile_shader: Callable[[str], Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(o, lse) of one call through the real kernel; o starts as NaN."""
+    o = inputs.q.new_full((*inputs.q.shape[:-1], problem.head_dim_v), math.nan)
+    chosen = runtime(gpu, check)
+    if compile_shader is not None:
+        chosen = Runtime(compile_shader, "cpu", Gpu.named(gpu))
+    with metal_runtime(chosen):
+        return metal.forward(problem, inputs, o, kernel=kernel)
+
+
+def counted_forward(
+    problem: AttentionProblem, inputs: AttentionInputs, *, gpu: str = "M1"
+) -> dict[str, int]:
+    """The simulator's counters of one call of the tile kernel."""
+    launched: list[metalsim.Kernel] = []
+
+    class Counted:
+        def __init__(self, library: metalsim.ShaderLibrary) -> None:
+            self._library = library
+
+        def __getattr__(self, name: str) -> metalsim.Kernel:
+            launched.append(getattr(self._library, name))
+            return launched[-1]
+
+    simulated_forward(
+        problem,
+        inputs,
+        gpu=gpu,
+        compile_shader=lambda source: Counted(metalsim.compile_shader(source, check=True)),
+    )
+    return launched[-1].counters
+
+
+def bits(*tensors: Tensor) -> list[Tensor]:
+    """Tensors as integers of their width, for comparisons of every bit (NaN included)."""
+    integers = {2: torch.int16, 4: torch.int32}
+    return [tensor.view(integers[tensor.element_size()]) for tensor in tensors]
