@@ -1,5 +1,6 @@
 """Hypothesis for both test trees: the same examples every time, many more in the long run."""
 
+import metalsim  # noqa: F401  (else pytest takes the directory metalsim/ for the package)
 from hypothesis import settings
 
 settings.register_profile("short", deadline=None, derandomize=True)

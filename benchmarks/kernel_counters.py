@@ -14,12 +14,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import metalsim
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.testing import make_inputs
@@ -40,10 +41,10 @@ class Case(NamedTuple):
 CASES = (
     Case("full", 256, 64, {}),
     Case("causal", 256, 64, {"window_right": 0}),
-    Case("full, D=128", 256, 128, {}),
-    Case("full, D=256", 256, 256, {}),
-    Case("full, fp32", 256, 64, {}, torch.float32),
-    Case("window 128 of 16384", 16_384, 64, {"window_left": 128, "window_right": 0}),
+    Case("D=128", 256, 128, {}),
+    Case("D=256", 256, 256, {}),
+    Case("fp32", 256, 64, {}, torch.float32),
+    Case("128 of 16384", 16_384, 64, {"window_left": 128, "window_right": 0}),
 )
 HEADS = 2
 
@@ -97,29 +98,34 @@ def least_multiplies(case: Case, tile: Tile) -> int:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="Metal forward kernel, counted by the simulator (no time was measured)")
-    for column in ("case", "tiles for", "tile"):
+    table = Table(
+        title="Metal forward kernel, counted by the simulator; bytes in MB, read + written"
+    )
+    for column in ("case", "chip", "tile"):
         table.add_column(column)
-    for column in ("8x8x8", "of least", "device MB", "threadgroup MB", "barriers", "exp2"):
-        table.add_column(column, justify="right")
+    for column in ("8x8x8", "/ least", "device MB", "group MB", "barriers"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.caption = (
+        "MB read + written; group: threadgroup memory; least: the tiles that are visible"
+    )
     for row in rows:
         counters, tile = row["counters"], Tile(**row["tile"])
-        loaded, stored = (
-            (counters[f"{space}_bytes_{way}"] / 1e6 for way in ("loaded", "stored"))
-            for space in ("device", "threadgroup")
-        )
         table.add_row(
             row["case"],
             row["gpu"],
             f"{tile.block_q}x{tile.block_k}",
             f"{counters['matrix_multiplies']:,}",
-            f"{counters['matrix_multiplies'] / row['least_matrix_multiplies']:.3f}",
-            " + ".join(f"{megabytes:.2f}" for megabytes in loaded),
-            " + ".join(f"{megabytes:.2f}" for megabytes in stored),
+            f"{counters['matrix_multiplies'] / row['least_matrix_multiplies']:.2f}",
+            _megabytes(counters, "device"),
+            _megabytes(counters, "threadgroup"),
             f"{counters['threadgroup_barriers']:,}",
-            f"{counters['exponentials']:,}",
         )
     Console().print(table)
+
+
+def _megabytes(counters: dict[str, int], space: str) -> str:
+    loaded, stored = (counters[f"{space}_bytes_{way}"] / 1e6 for way in ("loaded", "stored"))
+    return f"{loaded:.2f} + {stored:.2f}"
 
 
 def main() -> None:

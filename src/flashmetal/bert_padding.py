@@ -43,7 +43,7 @@ def unpad_input(
 def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     """(total, ...) back to (batch, seqlen, ...), with zeros in the rows that are not kept."""
     padded = index_put_first_axis(hidden_states, indices, batch * seqlen)
-    return padded.unflatten(0, (batch, seqlen))
+    return padded.view(batch, seqlen, *padded.shape[1:])
 
 
 def index_first_axis(values: Tensor, indices: Tensor) -> Tensor:

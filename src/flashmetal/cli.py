@@ -13,7 +13,7 @@ import torch
 
 from .engines.metal.gpu import Gpu
 from .plan import ENGINES, Plan, plan
-from .problem import AttentionInputs, AttentionProblem, Request, window_bounds
+from .problem import AttentionInputs, AttentionProblem, make_request
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -69,13 +69,15 @@ def _problem(options: argparse.Namespace) -> AttentionProblem:
         alibi_slopes=per_head if options.alibi else None,
         sinks=per_head if options.sinks else None,
     )
-    left, right = window_bounds("flashmetal explain", options.window)
-    request = Request(
-        "flashmetal explain",
+    request = make_request(
+        function="flashmetal explain",
+        dropout_p=0.0,
+        scale=None,
         causal=options.causal,
-        window_left=left,
-        window_right=right,
+        window_size=tuple(options.window),
         softcap=options.softcap,
+        impl="auto",
+        kernel=None,
     )
     problem = AttentionProblem.of(inputs, request)
     return problem._replace(device=options.device, needs_grad=options.grad)
@@ -121,7 +123,7 @@ def _doctor() -> int:
         try:
             plan(problem, engine)
         except NotImplementedError as error:
-            engines.add_row(engine, "[red]no[/]", str(error))
+            engines.add_row(engine, "[red]no[/]", str(error).partition("serve this call: ")[2])
         else:
             engines.add_row(engine, "[green]yes[/]", "")
     console.print(engines)

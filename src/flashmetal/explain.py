@@ -70,7 +70,7 @@ def explain(
     request = make_request(
         function, dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
     )
-    if cu_seqlens_q is not None or cu_seqlens_k is not None:
+    if any(x is not None for x in (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)):
         request = packed_request(request, max_seqlen_q, max_seqlen_k, validate)
     problem = AttentionProblem.of(inputs, request)
     return Explanation(problem, plan(problem, impl, kernel))

@@ -5,13 +5,14 @@ They are defined through ``torch.library.Library``, whose calls cost a quarter o
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .engines import metal, portable, stock
-from .plan import plan
+from .plan import Plan, plan
 from .problem import (
     AttentionInputs,
     AttentionProblem,
@@ -30,7 +31,7 @@ _ARGUMENTS = (
     "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate"
 )
 _INPUTS = len(AttentionInputs._fields)
-_FORWARD = {"portable": portable.forward, "stock": stock.forward}
+_ENGINES = {"portable": portable, "stock": stock}
 
 
 def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
@@ -58,7 +59,15 @@ def _differentiable(
         plan(problem, request.impl, request.kernel)  # raises: no fast engine has a backward
     if not torch.compiler.is_compiling():
         check_lengths(problem, inputs, request)
-    return attention_reference(problem, inputs)
+    with _without_autocast(problem.device):
+        return attention_reference(problem, inputs)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Sums are float32 under autocast too."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -71,6 +80,7 @@ def _attention_out(out: Tensor, *arguments: Any) -> Tensor:
     o, lse = _run(out if out.is_contiguous() else None, inputs, request)
     if o is not out:
         out.copy_(o)
+    torch.autograd.graph.increment_version(out)
     return lse
 
 
@@ -84,17 +94,28 @@ def _run(out: Tensor | None, inputs: AttentionInputs, request: Request) -> tuple
     check_lengths(problem, inputs, request)
     chosen = plan(problem, request.impl, request.kernel)
     inputs = _laid_out(inputs)
+    with _without_autocast(problem.device):
+        return _serve(chosen, problem, inputs, out)
+
+
+def _serve(
+    chosen: Plan, problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if chosen.engine == "metal":
         return metal.forward(problem, inputs, out, kernel=chosen.kernel or "tile")
     if chosen.engine != "reference":
-        return _FORWARD[chosen.engine](problem, inputs, out)
+        return _ENGINES[chosen.engine].forward(problem, inputs, out)
     o, lse = attention_reference(problem, inputs)
     return (o if out is None else out.copy_(o)), lse
 
 
 def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
-    q, k, v, bias, slopes, sinks, *lengths = inputs
+    q, k, v, bias, *vectors = inputs
+    unit_strides = q.stride(-1) == 1 and k.stride(-1) == 1 and v.stride(-1) == 1
+    if unit_strides and all(x is None for x in vectors):
+        return inputs
+    slopes, sinks, *lengths = vectors
     return AttentionInputs(
         q if q.stride(-1) == 1 else q.contiguous(),
         k if k.stride(-1) == 1 else k.contiguous(),
@@ -127,6 +148,9 @@ _library.define(f"attention({_ARGUMENTS}) -> (Tensor, Tensor)", tags=_tags)
 _library.define(f"attention_out(Tensor(a!) out, {_ARGUMENTS}) -> Tensor", tags=_tags)
 _library.impl("attention", _attention, "CompositeExplicitAutograd")
 _library.impl("attention_out", _attention_out, "CompositeExplicitAutograd")
+# Nothing to record: calls that need gradients never come here. The default costs 20 us a call.
+_library.impl("attention", torch.library.fallthrough_kernel, "Autograd")
+_library.impl("attention_out", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_fake("flashmetal::attention", _attention_fake, lib=_library)
 torch.library.register_fake("flashmetal::attention_out", _attention_out_fake, lib=_library)
 _attention_op = torch.ops.flashmetal.attention.default

@@ -6,10 +6,12 @@ import math
 import operator
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("auto", "metal", "portable", "stock", "reference")
@@ -85,9 +87,7 @@ class AttentionProblem(NamedTuple):
 
         The error names the public function, what it expects, what came and what to do.
         """
-        facts = tuple(
-            [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in inputs]
-        )
+        facts = tuple([None if x is None else _facts(x) for x in inputs])
         needs_grad = tracks_gradients(inputs)
         if not torch.compiler.is_compiling():
             try:
@@ -98,26 +98,34 @@ class AttentionProblem(NamedTuple):
 
 
 def tracks_gradients(inputs: AttentionInputs) -> bool:
-    """Whether autograd would record a call with these tensors."""
+    """Whether autograd, reverse or forward, would record a call with these tensors."""
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage] torch has no question
+        return True
     if not torch.is_grad_enabled():
         return False
-    return any([isinstance(x, Tensor) and x.requires_grad for x in inputs[:6]])
+    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs[:6])
 
 
 _PUBLIC_NAMES = tuple(["s_aux" if x == "sinks" else x for x in AttentionInputs._fields])
 _Facts = tuple[tuple[int, ...], torch.dtype, torch.device]  # of a tensor
 
 
+def _facts(x: object) -> _Facts | type:
+    return (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x)
+
+
 def _problem(
-    facts: tuple[_Facts | type, ...], request: Request, needs_grad: bool
+    facts: tuple[_Facts | type | None, ...], request: Request, needs_grad: bool
 ) -> AttentionProblem:
     function = request.function
     given: dict[str, _Facts] = {}
     for name, fact in zip(_PUBLIC_NAMES, facts, strict=True):
-        if not isinstance(fact, type):
-            given[name] = fact
-        elif fact is not type(None) or name in ("q", "k", "v"):
+        if isinstance(fact, type):
             raise TypeError(f"{function}: {name} must be a torch.Tensor, got {fact.__name__}")
+        if fact is not None:
+            given[name] = fact
+        elif name in ("q", "k", "v"):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, got None")
     _check_request(request)
     q, k, v = given["q"], given["k"], given["v"]
     packed = request.max_seqlen_q is not None
@@ -171,7 +179,7 @@ def _check_request(request: Request) -> None:
         raise ValueError(
             f"{function}: softcap must be positive, or 0.0 for none, got {request.softcap}"
         )
-    if not isinstance(request.causal, (bool, int)):
+    if type(request.causal) not in (bool, int):
         raise TypeError(f"{function}: causal must be a bool, got {type(request.causal).__name__}")
     if request.impl not in IMPLS:
         raise ValueError(f"{function}: impl must be one of {IMPLS}, got {request.impl!r}")
@@ -232,7 +240,7 @@ def _packed_lengths(given: dict[str, _Facts], request: Request) -> tuple[int, in
     function = request.function
     for name in ("cu_seqlens_q", "cu_seqlens_k"):
         if name not in given:
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, got NoneType")
+            raise TypeError(f"{function}: {name} must be a torch.Tensor, got None")
         _check_lengths_tensor(function, name, given[name], "(batch + 1,)")
         if given[name][0][0] < 1:
             raise ValueError(f"{function}: {name} must hold batch + 1 offsets, got none")
@@ -260,11 +268,11 @@ def _check_extras(
         shape, dtype, _ = given["bias"]
         if dtype not in (given["q"][1], torch.float32):
             raise TypeError(
-                f"{function}: bias must be float32 or q's dtype {given['q'][1]}, got {dtype}; it is "
-                "added to the scores: turn a boolean mask into 0 and -inf"
+                f"{function}: bias must be float32 or q's dtype {given['q'][1]}, got {dtype}; it "
+                "is added to the scores: turn a boolean mask into 0 and -inf"
             )
         broadcast = len(shape) == 4 and all(
-            [size in (1, full) for size, full in zip(shape[:3], sizes[:3], strict=True)]
+            size in (1, full) for size, full in zip(shape[:3], sizes[:3], strict=True)
         )
         if not broadcast or shape[3] != seqlen_k:
             lengths = "max_seqlen_q or 1, max_seqlen_k" if packed else "Sq or 1, Sk"
@@ -287,7 +295,8 @@ def _check_extras(
             raise TypeError(f"{function}: s_aux must be a floating-point tensor, got {dtype}")
         if tuple(shape) != (heads_q,):
             raise ValueError(
-                f"{function}: s_aux must be one sink a query head, ({heads_q},), got {_words(shape)}"
+                f"{function}: s_aux must be ({heads_q},), one sink a query head, got "
+                f"{_words(shape)}"
             )
     if "seqused_k" in given:
         _check_lengths_tensor(function, "seqused_k", given["seqused_k"], "(batch,)")
@@ -340,7 +349,7 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
 def _readable(lengths: Tensor, validate: bool) -> list[int] | None:
     if type(lengths) is not Tensor or (lengths.device.type != "cpu" and not validate):
         return None
-    return lengths.tolist()
+    return cast("list[int]", lengths.tolist())
 
 
 def _check_offsets(
@@ -352,7 +361,7 @@ def _check_offsets(
             f"{function}: cu_seqlens_{side} must run from 0 to the {total} rows of {side}, got "
             f"{starts[0]} to {starts[-1]}"
         )
-    lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(starts)]
     if lengths and min(lengths) < 0:
         index = next(i for i, length in enumerate(lengths) if length < 0)
         raise ValueError(
@@ -368,7 +377,7 @@ def _check_offsets(
 
 
 def check_out(
-    function: str, problem: AttentionProblem, inputs: AttentionInputs, out: Tensor
+    function: str, problem: AttentionProblem, inputs: AttentionInputs, out: object
 ) -> None:
     """Check the tensor that a call writes into."""
     q = inputs.q
@@ -379,7 +388,8 @@ def check_out(
         raise TypeError(f"{function}: out must have q's dtype {q.dtype}, got {out.dtype}")
     if out.shape != shape or out.device != q.device:
         raise ValueError(
-            f"{function}: out must be {shape} on {q.device}, got {_words(out.shape)} on {out.device}"
+            f"{function}: out must be {shape} on {q.device}, got {_words(out.shape)} on "
+            f"{out.device}"
         )
 
 
@@ -413,7 +423,7 @@ def packed_request(
     )
 
 
-def unpack(function: str, name: str, packed: Tensor, form: tuple[int, int]) -> tuple[Tensor, ...]:
+def unpack(function: str, name: str, packed: object, form: tuple[int, int]) -> tuple[Tensor, ...]:
     """The parts of a tensor packed along its third-last dimension; ``form`` is (parts, rank)."""
     parts, rank = form
     if not isinstance(packed, Tensor):
@@ -436,7 +446,7 @@ def refuse_block_table(function: str, block_table: Tensor | None) -> None:
         )
 
 
-def _refuse_dropout(function: str, dropout_p: float) -> None:
+def _refuse_dropout(function: str, dropout_p: object) -> None:
     if not isinstance(dropout_p, (int, float)):
         raise TypeError(f"{function}: dropout_p must be a number, got {type(dropout_p).__name__}")
     if not 0.0 <= dropout_p < 1.0:
@@ -450,15 +460,13 @@ def _refuse_dropout(function: str, dropout_p: float) -> None:
 
 def _window_bounds(function: str, window_size: Any) -> tuple[int, int]:
     """(left, right) of a window, each an int from -1."""
-    integers = (int, torch.SymInt)
-    if (
-        not isinstance(window_size, (tuple, list))
-        or len(window_size) != 2  # pyright: ignore[reportUnknownArgumentType]
-        or not isinstance(window_size[0], integers)
-        or not isinstance(window_size[1], integers)
-    ):
-        raise TypeError(f"{function}: window_size must be two ints, got {window_size!r}")
-    left, right = window_size
+    try:
+        left, right = window_size
+    except (TypeError, ValueError):
+        left = right = cast("Any", None)
+    for bound in (left, right):
+        if not isinstance(bound, (int, torch.SymInt)):
+            raise TypeError(f"{function}: window_size must be two ints, got {window_size!r}")
     if left < -1 or right < -1:
         raise ValueError(
             f"{function}: window_size must be from 0, or -1 for unbounded, got ({left}, {right})"

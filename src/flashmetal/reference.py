@@ -65,8 +65,7 @@ def _dense(
 ) -> tuple[Tensor, Tensor]:
     q, k, v = inputs[:3]
     internal = compute_dtype or (torch.float64 if q.dtype == torch.float64 else torch.float32)
-    batch, seqlen_q, heads_q, _ = q.shape
-    groups = heads_q // k.shape[2]
+    groups = problem.heads_q // problem.heads_k
     if lengths is not None:
         # Rows that hold no key may hold anything, and 0 * nan is not 0.
         unused = torch.arange(k.shape[1], device=k.device) >= lengths.k[:, None]
@@ -79,19 +78,27 @@ def _dense(
     )
     q, k, v = (x.to(internal) for x in by_head)
     s = _scores(problem, q, k, bias, inputs.alibi_slopes, lengths)
-    lse = (
-        torch.logsumexp(s, -1) if k.shape[2] else s.new_full((batch, heads_q, seqlen_q), -torch.inf)
-    )
-    if inputs.sinks is not None:
-        lse = torch.logaddexp(lse, inputs.sinks.to(internal)[:, None])
-    # exp(-inf - 0) is 0 where a row sees nothing; exp(-inf - -inf) would be nan.
-    p = torch.exp(s - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
+    p, lse = _softmax(s, inputs.sinks)
     if compute_dtype is None:
         p = p.to(inputs.v.dtype).to(internal)
     o = (p @ v).transpose(1, 2)
     if compute_dtype is None:
         return o.to(inputs.q.dtype).contiguous(), lse.float()
     return o.contiguous(), lse
+
+
+def _softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The probabilities (B, Hq, Sq, Sk) and the lse (B, Hq, Sq), the sinks in its sum."""
+    if sinks is not None:
+        sink = sinks.to(s.dtype)[:, None, None].expand(*s.shape[:-1], 1)
+        s = torch.cat([s, sink], -1)
+    hidden = (s == -torch.inf).all(-1)  # also a row of no key at all
+    # Finite scores keep nan out of the gradients of a hidden row, whose results are overwritten.
+    lse = torch.logsumexp(s.masked_fill(hidden[..., None], 0.0), -1)
+    p = torch.exp(s - lse[..., None])
+    if sinks is not None:
+        p = p[..., :-1]
+    return p, lse.masked_fill(hidden, -torch.inf)
 
 
 def _scores(

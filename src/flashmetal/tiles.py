@@ -8,7 +8,7 @@ origin column.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 THREADGROUP_BYTES = 32 * 1024  # Apple7 and later, per threadgroup
@@ -90,7 +90,7 @@ def _padded(head_dim: int) -> int:
     return -(-head_dim // 8) * 8
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(family: str, element_bits: int) -> tuple[tuple[int, Tile], ...]:
     rows: list[tuple[int, Tile]] = []
     for line in _FORWARD[family, element_bits].strip().splitlines()[1:]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-import metalsim
 import torch
 from torch import Tensor
 
+import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.problem import AttentionInputs, AttentionProblem
@@ -18,7 +18,7 @@ from flashmetal.problem import AttentionInputs, AttentionProblem
 TILE_GPUS = ("M1", "M3")  # one chip of each tile table
 
 
-@lru_cache(maxsize=None)
+@cache
 def runtime(gpu: str = "M1", check: bool = False) -> Runtime:
     """One simulated runtime a chip, so that variants are loaded once a process."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import metalsim
 import pytest
 
+import metalsim
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from .simulated import simulated_forward
@@ -121,7 +121,7 @@ MUTATIONS = (
         "rows past the end stage zeros",
         "if (row < valid && column < DIM)\n",
         "if (column < DIM)\n",
-        {"seqlen_k": 33},
+        {"seqlen_k": 33, "poison": True},
     ),
     Mutation(
         "a barrier between staging and reading",
@@ -143,7 +143,9 @@ MUTATIONS = (
 def test_broken_rule_turns_the_suite_red(mutation: Mutation) -> None:
     def compile_broken(source: str) -> metalsim.ShaderLibrary:
         assert mutation.replace in source, "the rule's text has changed: adapt this mutation"
-        return metalsim.compile_shader(source.replace(mutation.replace, mutation.by, mutation.times))
+        return metalsim.compile_shader(
+            source.replace(mutation.replace, mutation.by, mutation.times)
+        )
 
     problem, inputs = make_inputs(**{**BASE, **mutation.case})
     with metalsim.schedule(seed=1):

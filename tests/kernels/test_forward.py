@@ -61,7 +61,7 @@ def test_unequal_head_dims(dims: tuple[int, int]) -> None:
     assert_matches_reference(*simulated_forward(problem, inputs), problem, inputs)
 
 
-@pytest.mark.parametrize("seqlen_q, seqlen_k", [(1, 1), (1, 33), (33, 1), (65, 31), (64, 64)])
+@pytest.mark.parametrize(("seqlen_q", "seqlen_k"), [(1, 1), (1, 33), (33, 1), (65, 31), (64, 64)])
 def test_lengths_around_the_tile(seqlen_q: int, seqlen_k: int) -> None:
     shape = {**SHAPE, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k}
     for window in ({}, {"window_right": 0}, {"window_left": 3, "window_right": 1}):

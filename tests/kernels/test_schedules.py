@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import metalsim
 import pytest
 import torch
 
+import metalsim
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from .simulated import bits, simulated_forward

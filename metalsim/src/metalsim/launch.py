@@ -49,13 +49,14 @@ class _Launch(ctypes.Structure):
 class LoadedLibrary:
     """A kernel library and the machine it runs on, loaded into this process."""
 
-    def __init__(self, runtime: Path, kernels: Path) -> None:
-        self._runtime = ctypes.CDLL(str(runtime))
+    def __init__(self, kernels: Path) -> None:
+        # The machine is reached through the kernels' own link to it: another copy of it, from another
+        # cache directory, may be loaded under the same name.
         self._kernels = ctypes.CDLL(str(kernels))
-        self._run = self._runtime.metalsim_run
+        self._run = self._kernels.metalsim_run
         self._run.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Launch))
         self._run.restype = ctypes.c_int
-        self._runtime.metalsim_counter_name.restype = ctypes.c_char_p
+        self._kernels.metalsim_counter_name.restype = ctypes.c_char_p
         self._counter_names = self._read_counter_names()
 
     def entry(self, number: int) -> int:
@@ -64,7 +65,7 @@ class LoadedLibrary:
 
     def _read_counter_names(self) -> list[str]:
         names = list[str]()
-        while (name := self._runtime.metalsim_counter_name(len(names))) is not None:
+        while (name := self._kernels.metalsim_counter_name(len(names))) is not None:
             names.append(name.decode())
         return names
 

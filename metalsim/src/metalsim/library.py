@@ -59,8 +59,8 @@ class Kernel:
         """Run the kernel to its end.
 
         Args:
-            args: argument i goes to buffer slot i. A CPU tensor, by its memory: a view begins at
-                its first element, and neither shape nor strides are passed. An int or bool as int64, a
+            args: argument i goes to buffer slot i. A CPU tensor, by its memory: a view begins
+                at its first element, and neither shape nor strides are passed. An int or bool as int64, a
                 float as float32, a list or tuple of ints or floats as an array of these, a list of
                 tensors as an array of their addresses.
             threads: the grid in threads, one to three dimensions; by default the elements of the
@@ -258,6 +258,7 @@ class _Build(NamedTuple):
             raise RuntimeError(f"metalsim: the C++ compiler failed:\n{failure.output}") from None
 
     def _load(self, record: dict[str, Any]) -> ShaderLibrary:
-        library = LoadedLibrary(self._runtime(), self.directory / str(record["file"]))
+        self._runtime()
+        library = LoadedLibrary(self.directory / str(record["file"]))
         records = [_KernelRecord(*kernel) for kernel in record["kernels"]]
         return ShaderLibrary(library, records, self.check)

@@ -12,10 +12,11 @@ from .syntax import (
     is_attribute,
     join_strings,
     read_attributes,
+    skip_type_name,
     split_attributes,
     split_commas,
 )
-from .tokens import IDENTIFIER, NUMBER, Token, error_at, spell
+from .tokens import IDENTIFIER, Token, error_at, spell
 
 MAX_BUFFERS = 31
 MAX_THREADS = 1024
@@ -205,19 +206,9 @@ def read_instantiation(
 
 
 def _start_of_name(tokens: list[Token], end: int) -> int:
-    """Where the qualified name that ends before `end` begins."""
-    at = end
-    while at > 0:
-        if tokens[at - 1].text == ">":
-            depth = 0
-            while at > 0:
-                at -= 1
-                depth += {">": 1, "<": -1}.get(tokens[at].text, 0)
-                if depth == 0:
-                    break
-        if at > 0 and tokens[at - 1].kind in (IDENTIFIER, NUMBER):
-            at -= 1
-        if at < 1 or tokens[at - 1].text != "::":
-            return at
-        at -= 1
-    return at
+    """Where the qualified name that ends before `end` begins: behind the return type."""
+    start = at = 0
+    while at < end:
+        start = at
+        at = max(skip_type_name(tokens[:end], at), at + 1)
+    return start

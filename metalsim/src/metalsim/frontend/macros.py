@@ -153,7 +153,8 @@ class Expander:
             else:
                 output.append(_placed(name, token))
                 at += 1
-        return [token._replace(hidden=token.hidden | hidden) for token in output if token.text]
+        result = [token._replace(hidden=token.hidden | hidden) for token in output if token.text]
+        return _spaced_like(name, result)
 
 
 _COMPUTED = frozenset({"__LINE__", "__FILE__", "__COUNTER__"})
@@ -163,9 +164,9 @@ def _placed(name: Token, token: Token) -> Token:
     return token._replace(line=name.line, column=name.column, source=name.source)
 
 
-def _spaced_like(parameter: Token, tokens: list[Token]) -> list[Token]:
-    if tokens and tokens[0].spaced != parameter.spaced:
-        tokens[0] = tokens[0]._replace(spaced=parameter.spaced)
+def _spaced_like(replaced: Token, tokens: list[Token]) -> list[Token]:
+    if tokens and tokens[0].spaced != replaced.spaced:
+        tokens[0] = tokens[0]._replace(spaced=replaced.spaced)
     return tokens
 
 

@@ -95,6 +95,7 @@ class Rewriter:
     def _open(self, head: list[Token], brace: Token, depth: int) -> None:
         scope = self._scopes[-1]
         if scope.kind in ("function", "kernel"):
+            _refuse_type_of_variable(head)
             self._copy(head)
             opened = _Scope(scope.kind, (), depth)
         else:
@@ -252,6 +253,14 @@ class Rewriter:
                 self.output += tokens[at:end]
                 break
         return end
+
+
+def _refuse_type_of_variable(head: list[Token]) -> None:
+    """`threadgroup struct { ... } a;` has its type and its variable in one."""
+    words = [token.text for token in head]
+    if "threadgroup" in words and _TYPE_KEYWORDS & set(words[-2:]):
+        message = "declare the type of a threadgroup variable before the variable"
+        raise error_at(head[words.index("threadgroup")], message)
 
 
 def _is_kernel(tokens: list[Token]) -> bool:

@@ -60,9 +60,7 @@ def _read_specifiers(statement: list[Token]) -> tuple[list[Token], Token, int] |
         token = statement[at]
         if token.text == "threadgroup":
             where = token
-        elif token.text in ("const", "volatile", "typename", "static"):
-            if token.text == "static":
-                raise error_at(token, "static variables are not supported in Metal")
+        elif token.text in ("const", "volatile", "typename", "struct"):
             type_tokens.append(token)
         elif token.text == "alignas":
             end = closing(statement, at + 1)
@@ -71,40 +69,19 @@ def _read_specifiers(statement: list[Token]) -> tuple[list[Token], Token, int] |
         elif is_attribute(statement, at):
             at = read_attributes(statement, at)[1] - 1
         elif token.kind == IDENTIFIER and (not has_type or _goes_on(type_tokens, token)):
-            if token.text in ("struct", "class", "union", "enum"):
-                if any(other.text == "threadgroup" for other in statement):
-                    raise error_at(
-                        token, "declare the type of a threadgroup variable before the variable"
-                    )
-                return None
             end = skip_type_name(statement, at)
             type_tokens += statement[at:end]
             has_type, at = True, end - 1
         else:
             break
         at += 1
-    if where is None or not has_type or at == len(statement):
-        return None
-    return (
-        (type_tokens, where, at)
-        if statement[at].kind == IDENTIFIER
-        else _check_pointer(statement, at, where)
-    )
+    is_variable = has_type and at < len(statement) and statement[at].kind == IDENTIFIER
+    return (type_tokens, where, at) if is_variable and where is not None else None
 
 
 def _goes_on(type_tokens: list[Token], token: Token) -> bool:
     """`int` after `unsigned` and the like."""
     return token.text in TYPE_WORDS and type_tokens[-1].text in TYPE_WORDS
-
-
-def _check_pointer(statement: list[Token], at: int, where: Token) -> None:
-    """A pointer into threadgroup memory is an ordinary variable; a pointer kept in threadgroup
-    memory is refused."""
-    while at < len(statement) and statement[at].text in ("*", "&", "&&", "const"):
-        at += 1
-        if at < len(statement) and statement[at].text == "threadgroup":
-            message = "metalsim does not support a pointer that itself lies in threadgroup memory"
-            raise error_at(statement[at], message)
 
 
 def _check_alignment(where: Token, tokens: list[Token]) -> None:

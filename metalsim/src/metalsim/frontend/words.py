@@ -61,6 +61,8 @@ def declares_value(tokens: list[Token], at: int) -> bool:
     """Whether the address space at `at` is that of a variable, not of what a pointer or reference
     points to."""
     after = _skip_qualifiers(tokens, at + 1)
+    if at and tokens[at - 1].text in ("*", "&"):
+        return after < len(tokens) and tokens[after].text not in ("*", "&")
     after = _skip_qualifiers(tokens, skip_type_name(tokens, after))
     return after < len(tokens) and tokens[after].kind == IDENTIFIER
 

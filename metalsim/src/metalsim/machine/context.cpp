@@ -35,7 +35,8 @@ __asm__(
     "  popq %r12\n"
     "  popq %rbx\n"
     "  popq %rbp\n"
-    "  ret\n");
+    "  popq %rcx\n"
+    "  jmpq *%rcx\n");
 #else
 // AAPCS64: x19 to x28, the frame pointer, the link register and the low halves of v8 to v15.
 __asm__(

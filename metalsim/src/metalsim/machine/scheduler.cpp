@@ -20,27 +20,39 @@ uint32_t random_bit(Random& random, uint32_t mask) {
   return nth_bit(mask, random.below(static_cast<uint32_t>(__builtin_popcount(mask))));
 }
 
-// Takes the next fiber to run out of the runnable ones; null when there is none. A fixed order stays in the
-// simdgroup that ran last while it can (its operands are in the nearest cache), lowest lane first.
-Fiber* take_next(Threadgroup& group, Simdgroup* simd) {
-  if (simd->runnable == 0) group.runnable_simdgroups &= ~(1u << simd->index);
+Fiber* take_lane(Threadgroup& group, Simdgroup& simd, uint32_t lane) {
+  simd.runnable &= ~(1u << lane);
+  return &group.fibers[simd.index * simdgroup_width + lane];
+}
+
+// The choice that is not the usual one: a random one, or the first of another simdgroup; null when nothing can run.
+__attribute__((noinline)) Fiber* choose(Threadgroup& group, Simdgroup& last) {
+  if (last.runnable == 0) group.runnable_simdgroups &= ~(1u << last.index);
   if (group.runnable_simdgroups == 0) return nullptr;
-  uint32_t lane = 0;
-  if (!group.randomize) [[likely]] {
-    if (simd->runnable == 0) simd = &group.simdgroups[lowest(group.runnable_simdgroups)];
-    lane = lowest(simd->runnable);
-  } else {
-    const bool stay = simd->runnable != 0 && group.random.below(8) < group.stickiness;
-    if (!stay) simd = &group.simdgroups[random_bit(group.random, group.runnable_simdgroups)];
-    lane = random_bit(group.random, simd->runnable);
+  if (!group.randomize) {
+    Simdgroup& simd = group.simdgroups[lowest(group.runnable_simdgroups)];
+    return take_lane(group, simd, lowest(simd.runnable));
   }
-  simd->runnable &= ~(1u << lane);
-  return &group.fibers[simd->index * simdgroup_width + lane];
+  const bool stay = last.runnable != 0 && group.random.below(8) < group.stickiness;
+  const uint32_t index =
+      stay ? last.index : random_bit(group.random, group.runnable_simdgroups);
+  Simdgroup& simd = group.simdgroups[index];
+  return take_lane(group, simd, random_bit(group.random, simd.runnable));
+}
+
+// Takes the next fiber out of the runnable ones. A fixed order stays in the simdgroup that ran last while it can (its
+// operands are in the nearest cache), lowest lane first.
+inline Fiber* take_next(Threadgroup& group, Fiber* fiber) {
+  Simdgroup& simd = *fiber->simdgroup;
+  const uint32_t runnable = simd.runnable;
+  if (runnable == 0 || group.randomize) [[unlikely]] return choose(group, simd);
+  simd.runnable = runnable & (runnable - 1);
+  return fiber - fiber->lane + lowest(runnable);
 }
 
 // Continues another fiber, or leaves the threadgroup when none can run. Returns when `fiber` is continued.
 inline void give_way(Threadgroup& group, Fiber* fiber) {
-  Fiber* next = take_next(group, fiber->simdgroup);
+  Fiber* next = take_next(group, fiber);
   if (next == fiber) return;
   if (next == nullptr) [[unlikely]] {
     if (group.returned != group.thread_count) report_divergence(group);
@@ -168,7 +180,7 @@ void run_threadgroup(Threadgroup& group) {
   group.returned = group.arrived = 0;
   group.barrier_mismatch = false;
   notify_begin(group);
-  metalsim_fiber = take_next(group, &group.simdgroups[0]);
+  metalsim_fiber = choose(group, group.simdgroups[0]);
   switch_context(&group.main_context, metalsim_fiber->stack_pointer);
   metalsim_fiber = nullptr;
   notify_end(group);

@@ -1,7 +1,7 @@
 """The buffers of a forward launch, declared once: signature, operand struct and arguments agree.
 
-``compile_shader`` binds positional arguments to buffer indices and takes no None, so a buffer that a
-variant does not use is absent from its signature and its operand is a null pointer.
+``compile_shader`` binds positional arguments to buffer indices and takes no None, so a buffer that
+a variant does not use is absent from its signature, and its operand is a null pointer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Binding(NamedTuple):
-    """One buffer: its name, its MSL type and the variant flag it depends on (None: always there)."""
+    """One buffer: its name, its MSL type, and the variant flag it needs (None: always there)."""
 
     name: str
     msl_type: str
@@ -45,14 +45,14 @@ def declarations(variant: KernelVariant) -> str:
     present = bound(variant)
     members = "".join(f"  {b.msl_type} {b.name};\n" for b in FORWARD)
     types = {b.name: b.msl_type for b in FORWARD}
-    signature = [f"{types[name]} {name}_buffer [[buffer({index})]]" for index, name in enumerate(present)]
+    signature = [
+        f"{types[name]} {name}_buffer [[buffer({index})]]" for index, name in enumerate(present)
+    ]
     signature += [
         f"constant AttentionParams& params [[buffer({len(present)})]]",
         f"constant AttentionScalars& scalars [[buffer({len(present) + 1})]]",
     ]
-    operands = ", ".join(
-        f"{b.name}_buffer" if b.name in present else "nullptr" for b in FORWARD
-    )
+    operands = ", ".join(f"{b.name}_buffer" if b.name in present else "nullptr" for b in FORWARD)
     return (
         f"struct Operands {{\n{members}}};\n\n"
         f"#define ATTENTION_BINDINGS {', '.join(signature)}\n"

@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -67,8 +67,9 @@ class Gpu(NamedTuple):
                 "Gpu.current: torch sees no Apple GPU on this machine "
                 f"({platform.system()} {platform.machine()}); give one with Gpu.named('M1')"
             )
-        read_name = getattr(torch._C, "_mps_get_name", None)  # torch >= 2.9
-        read_cores = getattr(torch._C, "_mps_get_core_count", None)
+        torch_c: Any = vars(torch)["_C"]  # names the chip from torch 2.9 on
+        read_name = getattr(torch_c, "_mps_get_name", None)
+        read_cores = getattr(torch_c, "_mps_get_core_count", None)
         name = read_name() if read_name else _brand_string()
         return cls.named(name, read_cores() if read_cores else None)
 

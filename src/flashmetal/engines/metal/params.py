@@ -48,9 +48,7 @@ def structs() -> str:
     """The two structs as MSL."""
     integers = "".join(f"  long {name};\n" for name in INTEGERS)
     scalars = "".join(f"  float {name};\n" for name in SCALARS)
-    return (
-        f"struct AttentionParams {{\n{integers}}};\n\nstruct AttentionScalars {{\n{scalars}}};\n"
-    )
+    return f"struct AttentionParams {{\n{integers}}};\n\nstruct AttentionScalars {{\n{scalars}}};\n"
 
 
 class Geometry(NamedTuple):
@@ -69,7 +67,10 @@ def pack_integers(problem: AttentionProblem, geometry: Geometry) -> tuple[int, .
     bias = (0, 0, 0, 0)
     if problem.bias is not None and geometry.bias is not None:
         strides = geometry.bias
-        bias = (*(0 if b else s for s, b in zip(strides, problem.bias)), strides[3])
+        bias = (
+            *(0 if b else s for s, b in zip(strides[:3], problem.bias, strict=True)),
+            strides[3],
+        )
     return (
         problem.seqlen_q,
         problem.seqlen_k,

@@ -1,12 +1,12 @@
 """The seam to a Metal compiler: Apple's on a Mac, a simulator anywhere else.
 
-A :class:`Runtime` is given ``compile_shader``, the contract of ``torch.mps.compile_shader``. On MPS it
-is torch's own; tests and the demo pass a simulator's and CPU tensors with :func:`metal_runtime`.
+A :class:`Runtime` is given ``compile_shader``, the contract of ``torch.mps.compile_shader``. On MPS
+it is torch's own; tests and the demo pass a simulator's with :func:`metal_runtime`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,7 @@ class Runtime:
     """Compiles kernel variants and keeps them.
 
     ``compile_shader(source)`` returns a library whose attributes are kernels, as
-    ``torch.mps.compile_shader`` does. ``device`` is the device type of the tensors the kernels take.
+    ``torch.mps.compile_shader`` does. ``device`` is the type of device the kernels' tensors are on.
     """
 
     def __init__(self, compile_shader: Callable[[str], Any], device: str, gpu: Gpu) -> None:
@@ -42,7 +42,7 @@ class Runtime:
 
 
 @contextmanager
-def metal_runtime(runtime: Runtime) -> Iterator[Runtime]:
+def metal_runtime(runtime: Runtime) -> Generator[Runtime]:
     """Let ``runtime`` serve ``impl="metal"`` for tensors on ``runtime.device`` inside the block."""
     before = _given.get(runtime.device)
     _given[runtime.device] = runtime

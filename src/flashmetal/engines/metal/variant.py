@@ -6,14 +6,14 @@ facts as constants, the real files follow unchanged, and bodies say ``if (HAS_BI
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
 import torch
 
-from . import bindings, params
 from ...tiles import Tile
+from . import bindings, msl, params
 
 MSL_TYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 
@@ -26,7 +26,7 @@ _FILES = {
 
 
 class KernelVariant(NamedTuple):
-    """One kernel as compiled. ``vector`` is the elements that one device load of q, k and v takes."""
+    """One kernel as compiled. ``vector`` is the elements in one device load of q, k and v."""
 
     kernel: str
     dtype: torch.dtype
@@ -48,9 +48,9 @@ class KernelVariant(NamedTuple):
         return self.bias_dtype is not None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _file(name: str) -> str:
-    return (resources.files(__package__) / "msl" / name).read_text(encoding="ascii")
+    return (resources.files(msl) / name).read_text(encoding="ascii")
 
 
 def render(variant: KernelVariant) -> str:

@@ -44,6 +44,25 @@
 #define METALSIM_EXPONENTIAL(name, expression)                                            \
   METALSIM_MATH_1(name, (metalsim::backend::count(metalsim::exponentials), expression))
 
+namespace metalsim {
+
+// sin and cos of pi * x. The whole part goes first, exactly, and zeros are approached from zero.
+METALSIM_INLINE bool is_odd(float whole) {
+  const float half_turns = 0.5f * whole;
+  return half_turns != METALSIM_MATH(floor)(half_turns);
+}
+METALSIM_INLINE float sine_of_half_turns(float x) {
+  const float whole = METALSIM_MATH(rint)(x), sine = METALSIM_MATH(sin)(M_PI_F * (x - whole));
+  return is_odd(whole) ? -sine : sine;
+}
+METALSIM_INLINE float cosine_of_half_turns(float x) {
+  const float whole = METALSIM_MATH(rint)(x);
+  const float cosine = METALSIM_MATH(sin)(M_PI_F * (0.5f - METALSIM_MATH(fabs)(x - whole)));
+  return is_odd(whole) ? -cosine : cosine;
+}
+
+}  // namespace metalsim
+
 namespace metal {
 
 METALSIM_MATH_1(acos, METALSIM_MATH(acos)(x))
@@ -72,9 +91,9 @@ METALSIM_EXPONENTIAL(tanh, METALSIM_MATH(tanh)(x))
 METALSIM_EXPONENTIAL(exp10, METALSIM_MATH(pow)(10.0f, x))
 METALSIM_MATH_1(fabs, METALSIM_MATH(fabs)(x))
 METALSIM_MATH_1(rsqrt, 1.0f / METALSIM_MATH(sqrt)(x))
-METALSIM_MATH_1(sinpi, METALSIM_MATH(sin)(M_PI_F * (x - 2.0f * METALSIM_MATH(rint)(0.5f * x))))
-METALSIM_MATH_1(cospi, METALSIM_MATH(cos)(M_PI_F * (x - 2.0f * METALSIM_MATH(rint)(0.5f * x))))
-METALSIM_MATH_1(tanpi, METALSIM_MATH(tan)(M_PI_F * (x - METALSIM_MATH(rint)(x))))
+METALSIM_MATH_1(sinpi, metalsim::sine_of_half_turns(x))
+METALSIM_MATH_1(cospi, metalsim::cosine_of_half_turns(x))
+METALSIM_MATH_1(tanpi, metalsim::sine_of_half_turns(x) / metalsim::cosine_of_half_turns(x))
 METALSIM_MATH_1(fract, METALSIM_MATH(fmin)(x - METALSIM_MATH(floor)(x), 0x1.fffffep-1f))
 
 METALSIM_MATH_2(atan2, METALSIM_MATH(atan2)(x, y))

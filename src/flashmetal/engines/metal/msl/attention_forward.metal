@@ -1,6 +1,6 @@
-// Attention forward on simdgroup matrices (FlashAttention-2, Dao 2023). One threadgroup owns BLOCK_Q
-// query rows of one head, each simdgroup ROWS of them; key blocks stream through threadgroup memory.
-// O, S and P live in registers, everything is accumulated in fp32.
+// Attention forward on simdgroup matrices (FlashAttention-2, Dao 2023). One threadgroup owns
+// BLOCK_Q query rows of one head, each simdgroup ROWS of them; key blocks stream through
+// threadgroup memory. O, S and P live in registers, everything is accumulated in fp32.
 
 // Turns products into probabilities and takes them into the running softmax of each row.
 inline void update(thread Scores& scores, thread OnlineSoftmax* softmax, thread Output& output,
@@ -18,9 +18,8 @@ inline void update(thread Scores& scores, thread OnlineSoftmax* softmax, thread 
       for (int e = 0; e < 2; ++e) {
         const int key = first_key + j * 8 + lane.column + e;
         const float product = scores.fragments[i][j].thread_elements()[e];
-        const float logit_log2 = whole || mask.keeps(row, key)
-                                     ? score.logit_log2(product, row, key)
-                                     : MASKED_LOG2;
+        const float logit_log2 =
+            whole || mask.keeps(row, key) ? score.logit_log2(product, row, key) : MASKED_LOG2;
         scores.fragments[i][j].thread_elements()[e] = logit_log2;
         block_max = max(block_max, logit_log2);
       }
@@ -57,8 +56,9 @@ inline void update(thread Scores& scores, thread OnlineSoftmax* softmax, thread 
   const Score score = Score::of(params, scalars, operands, sequence, head);
   const Lane lane = Lane::of(lane_index);
 
-  const device Element* q = operands.q + long(head) * params.q_stride_head +
-                            sequence.q_offset(params.q_stride_batch, params.q_stride_row, first_row);
+  const device Element* q =
+      operands.q + long(head) * params.q_stride_head +
+      sequence.q_offset(params.q_stride_batch, params.q_stride_row, first_row);
   const Queries queries =
       Queries::load(q, params.q_stride_row, sequence.q_length - first_row, lane);
   Output output = Output::zero();

@@ -10,15 +10,16 @@ struct Score {
 
   static Score of(constant AttentionParams& params, constant AttentionScalars& scalars,
                   const thread Operands& operands, const thread Sequence& sequence, int head) {
-    Score score = {scalars.multiplier, scalars.softcap_log2, 0.0f, sequence.diagonal(),
-                   operands.bias,      params.bias_stride_query, params.bias_stride_key};
+    Score score = {scalars.multiplier,    scalars.softcap_log2, 0.0f,
+                   sequence.diagonal(),   operands.bias,        params.bias_stride_query,
+                   params.bias_stride_key};
     if (HAS_ALIBI)
       score.slope_log2 =
           operands.alibi_slopes[long(sequence.batch) * params.alibi_stride_batch + head] *
           M_LOG2E_F;
     if (HAS_BIAS)
-      score.bias += long(sequence.batch) * params.bias_stride_batch +
-                    long(head) * params.bias_stride_head;
+      score.bias +=
+          long(sequence.batch) * params.bias_stride_batch + long(head) * params.bias_stride_head;
     return score;
   }
 

@@ -14,8 +14,7 @@ struct Sequence {
       sequence.k_begin = operands.cu_seqlens_k[batch];
       sequence.k_length = operands.cu_seqlens_k[batch + 1] - sequence.k_begin;
     }
-    if (HAS_SEQUSED_K)
-      sequence.k_length = clamp(operands.seqused_k[batch], 0, sequence.k_length);
+    if (HAS_SEQUSED_K) sequence.k_length = clamp(operands.seqused_k[batch], 0, sequence.k_length);
     return sequence;
   }
 

@@ -2,8 +2,8 @@
 // holds two neighbours of one of its rows: (row, column) and (row, column + 1).
 //
 // Which element of a head dimension a fragment's index stands for is free, as long as both operands
-// of a product agree. It is chosen so that what a lane needs from W neighbouring fragments lies side
-// by side in memory: every fragment load is one wide load, and K needs no transposed copy.
+// of a product agree. It is chosen so that what a lane needs from W neighbouring fragments lies
+// side by side in memory: every fragment load is one wide load, and K needs no transposed copy.
 //   contraction (S = Q K^T): index i of fragment f in a strip of W stands for d = W * i + f
 //   columns     (O = P V):   column c of fragment f in a strip of W stands for d = W * c + 2 * f
 //                            (c even; c + 1 follows)
@@ -28,7 +28,8 @@ constant constexpr int WIDEST = 16 / int(sizeof(Element));
 constant constexpr int K_STRIDE = D_FRAGMENTS * 8 + 2 * WIDEST;
 constant constexpr int V_STRIDE = DV_FRAGMENTS * 8 + 2 * WIDEST;
 
-// Fragments in a strip: the largest power of two that divides their number, 16 bytes a load at most.
+// Fragments in a strip: the largest power of two that divides their number, 16 bytes a load at
+// most.
 constexpr int strip_width(int fragments, int most) {
   return (fragments & -fragments) < most ? (fragments & -fragments) : most;
 }
@@ -190,8 +191,8 @@ struct Scores {
         for (int f = 0; f < D_STRIP; ++f)
 #pragma clang loop unroll(full)
           for (int i = 0; i < ROW_FRAGMENTS; ++i)
-            simdgroup_multiply_accumulate(scores.fragments[i][j], q[i].fragments[f],
-                                          k.fragments[f], scores.fragments[i][j]);
+            simdgroup_multiply_accumulate(scores.fragments[i][j], q[i].fragments[f], k.fragments[f],
+                                          scores.fragments[i][j]);
       }
     }
     return scores;

@@ -1,0 +1,1 @@
+"""The Metal sources, as text files; they know nothing of Python."""
