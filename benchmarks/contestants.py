@@ -24,10 +24,13 @@ class Contestant(NamedTuple):
     call: Call
 
 
-def contestants(problem: AttentionProblem, inputs: AttentionInputs) -> list[Contestant]:
-    """flashmetal as planned, its other engine where that serves the call, eager, SDPA if it can.
+def contestants(
+    problem: AttentionProblem, inputs: AttentionInputs, rivals: tuple[str, ...]
+) -> list[Contestant]:
+    """flashmetal as planned, its other engine where that serves the call, and the rivals.
 
-    Masks are made and sequences padded here, outside of what is timed.
+    Masks are made and sequences padded here, outside of what is timed. SDPA is left out where it
+    cannot compute the call.
     """
     engines = own_engines(problem, inputs)
     chosen = plan(problem).engine
@@ -35,8 +38,9 @@ def contestants(problem: AttentionProblem, inputs: AttentionInputs) -> list[Cont
     found += [Contestant(name, call) for name, call in engines.items() if name != chosen]
     padded = as_padded(problem, inputs)
     mask = additive_mask(problem, inputs)
-    found.append(Contestant("eager", lambda: (padded.pack(eager(problem, padded, mask, inputs)), None)))
-    if not problem.softcap and not problem.sinks:
+    if "eager" in rivals:
+        found.append(Contestant("eager", partial(_eager_call, problem, padded, mask, inputs)))
+    if "sdpa" in rivals and not problem.softcap and not problem.sinks:
         found.append(Contestant("sdpa", _sdpa_call(problem, padded, mask)))
     return found
 
@@ -112,8 +116,14 @@ def eager(
     return torch.matmul(p[..., : problem.seqlen_k], v)
 
 
+def _eager_call(
+    problem: AttentionProblem, padded: Padded, mask: Tensor | None, inputs: AttentionInputs
+) -> tuple[Tensor, None]:
+    return padded.pack(eager(problem, padded, mask, inputs)), None
+
+
 def _sdpa_call(problem: AttentionProblem, padded: Padded, mask: Tensor | None) -> Call:
-    """SDPA at its best: its own causal flag where that means the same, else the mask made before."""
+    """SDPA at its best: its causal flag where that means the same, else the mask made before."""
     causal = problem.window_right == 0 and problem.window_left < 0
     square = problem.seqlen_q == problem.seqlen_k and problem.layout == "dense"
     flag = causal and square and problem.alibi is None and problem.bias is None

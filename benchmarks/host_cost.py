@@ -41,21 +41,21 @@ def microseconds(call: Callable[[], Any], batches: int, name: str) -> tuple[floa
 
 def calls() -> dict[str, Callable[[], Any]]:
     """The public calls that are measured, by name."""
-    q, k = torch.randn(1, 128, 8, 64), torch.randn(1, 128, 2, 64)
-    starts = torch.tensor([0, 40, 128], dtype=torch.int32)
+    q, k = torch.randn(1, 16, 8, 64), torch.randn(1, 16, 2, 64)
+    starts = torch.tensor([0, 5, 16], dtype=torch.int32)
     packed_q, packed_k = q[0], k[0]
-    sinks, slopes, bias = torch.randn(8), torch.rand(8), torch.zeros(1, 1, 1, 128)
+    sinks, slopes, bias = torch.randn(8), torch.rand(8), torch.zeros(1, 1, 1, 16)
     out = torch.empty_like(packed_q)
     return {
         "dense, causal": lambda: flashmetal.flash_attn_func(q, k, k, causal=True),
         "dense, all features": lambda: flashmetal.flash_attn_func(
-            q, k, k, window_size=(64, 0), softcap=30.0, alibi_slopes=slopes, s_aux=sinks, bias=bias
+            q, k, k, window_size=(8, 0), softcap=30.0, alibi_slopes=slopes, s_aux=sinks, bias=bias
         ),
         "varlen, causal": lambda: flashmetal.flash_attn_varlen_func(
-            packed_q, packed_k, packed_k, starts, starts, 128, 128, causal=True
+            packed_q, packed_k, packed_k, starts, starts, 16, 16, causal=True
         ),
         "varlen, in place": lambda: flashmetal.flash_attention_varlen(
-            out, packed_q, packed_k, packed_k, starts, starts, 128, 128, True, 0.125, 1.0
+            out, packed_q, packed_k, packed_k, starts, starts, 16, 16, True, 0.125, 1.0
         ),
     }
 
@@ -78,7 +78,7 @@ def main() -> None:
     )
     for column in ("call", "median us", "minimum us"):
         table.add_column(column, justify="left" if column == "call" else "right")
-    q = torch.randn(1, 128, 8, 64)
+    q = torch.randn(1, 16, 8, 64)
     inputs = AttentionInputs(q, q, q)
     with patch.object(portable, "forward", nothing), patch.object(stock, "forward", nothing):
         for name, call in calls().items():

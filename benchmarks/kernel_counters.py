@@ -44,7 +44,7 @@ CASES = (
     Case("D=128", 256, 128, {}),
     Case("D=256", 256, 256, {}),
     Case("fp32", 256, 64, {}, torch.float32),
-    Case("128 of 16384", 16_384, 64, {"window_left": 128, "window_right": 0}),
+    Case("window 128", 16_384, 64, {"window_left": 128, "window_right": 0}),
 )
 HEADS = 2
 
@@ -99,21 +99,19 @@ def least_multiplies(case: Case, tile: Tile) -> int:
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(
-        title="Metal forward kernel, counted by the simulator; bytes in MB, read + written"
+        title="Metal forward kernel as the simulator counts it", box=box.SIMPLE, pad_edge=False
     )
-    for column in ("case", "chip", "tile"):
-        table.add_column(column)
+    table.padding = (0, 1, 0, 0)
+    for column in ("case", "tile"):
+        table.add_column(column, no_wrap=True)
     for column in ("8x8x8", "/ least", "device MB", "group MB", "barriers"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.caption = (
-        "MB read + written; group: threadgroup memory; least: the tiles that are visible"
-    )
+    table.caption = "MB read + written; group: threadgroup memory; least: the visible tiles"
     for row in rows:
         counters, tile = row["counters"], Tile(**row["tile"])
         table.add_row(
             row["case"],
-            row["gpu"],
-            f"{tile.block_q}x{tile.block_k}",
+            f"{row['gpu']} {tile.block_q}x{tile.block_k}",
             f"{counters['matrix_multiplies']:,}",
             f"{counters['matrix_multiplies'] / row['least_matrix_multiplies']:.2f}",
             _megabytes(counters, "device"),

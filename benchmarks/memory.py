@@ -36,7 +36,7 @@ def _case(subject: str, seqlen: int) -> Case:
 
 def _measure(subject: str, seqlen: int) -> int:
     # The first calls load libraries and start threads, which is not the call's memory.
-    for contestant in contestants(*_case(subject, 64).build()):
+    for contestant in contestants(*_case(subject, 64).build(), rivals=("eager",)):
         contestant.call()
     problem, inputs = _case(subject, seqlen).build()
     if subject == "eager":

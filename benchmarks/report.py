@@ -10,13 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 _ORDER = ("flashmetal", "portable", "stock", "sdpa", "eager")
 
@@ -92,7 +89,8 @@ def write_json(
 
 def plot_speed(path: Path, rows: list[dict[str, Any]]) -> None:
     """Each contestant's time over flashmetal's, by case: above 1 flashmetal is faster."""
-    figure, axes = plt.subplots(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    axes = figure.subplots()
     names = [name for name in _ORDER if any(name in row["median_ms"] for row in rows)]
     width = 0.8 / len(names)
     for place, name in enumerate(names):
@@ -110,12 +108,12 @@ def plot_speed(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set_title(f"forward attention on {torch.get_num_threads()} CPU threads, {_cpu_name()}")
     axes.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_memory(path: Path, peaks: dict[str, dict[int, int]]) -> None:
     """Peak memory above the inputs against sequence length."""
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
     for subject, points in peaks.items():
         axes.plot(
             list(points), [peak / 2**20 for peak in points.values()], marker="o", label=subject
@@ -127,4 +125,3 @@ def plot_memory(path: Path, peaks: dict[str, dict[int, int]]) -> None:
     axes.set_title("peak memory of one forward call, B 1, H 1, D 64, fp32")
     axes.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)

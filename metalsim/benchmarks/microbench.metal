@@ -42,8 +42,9 @@ kernel void launches(device uint* out [[buffer(0)]], constant uint& count [[buff
   out[index] = count;
 }
 
-// One head of attention a threadgroup row: 32 queries in 4 simdgroups, blocks of 32 keys, D = 64, lengths multiples of
-// 32. Scores and probabilities stay in registers; K and V pass through threadgroup memory.
+// One head of attention a threadgroup row: 32 queries in 4 simdgroups, blocks of 32 keys, D = 64,
+// lengths multiples of 32. Scores and probabilities stay in registers; K and V pass through
+// threadgroup memory.
 kernel void attention(device const half* q [[buffer(0)]], device const half* k [[buffer(1)]],
                       device const half* v [[buffer(2)]], device half* o [[buffer(3)]],
                       constant uint& length [[buffer(4)]], constant float& scale_log2 [[buffer(5)]],
@@ -82,7 +83,8 @@ kernel void attention(device const half* q [[buffer(0)]], device const half* k [
     }
     float highest = row_max;
     for (uint j = 0; j < tiles_k; ++j)
-      highest = max3(highest, s[j].thread_elements()[0] * scale_log2, s[j].thread_elements()[1] * scale_log2);
+      highest = max3(highest, s[j].thread_elements()[0] * scale_log2,
+                     s[j].thread_elements()[1] * scale_log2);
     highest = max(highest, simd_shuffle_xor(highest, ushort(1)));
     highest = max(highest, simd_shuffle_xor(highest, ushort(8)));
     const float correction = fast::exp2(row_max - highest);

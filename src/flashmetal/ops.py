@@ -5,7 +5,6 @@ They are defined through ``torch.library.Library``, whose calls cost a quarter o
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from .problem import (
     Request,
     check_lengths,
     check_out,
+    is_differentiable,
     tracks_gradients,
 )
 from .reference import attention_reference
@@ -36,66 +36,78 @@ _ENGINES = {"portable": portable, "stock": stock}
 
 def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
     """(o, lse) of one call: through the operator, or eager under autograd for gradients."""
-    problem = AttentionProblem.of(inputs, request)
-    if problem.needs_grad:
-        return _differentiable(problem, inputs, request)
-    return _attention_op(*inputs, *request)
+    if tracks_gradients(inputs):
+        return _differentiable(inputs, request)
+    try:
+        return _attention_op(*inputs, *request)
+    except (TypeError, RuntimeError):
+        AttentionProblem.of(inputs, request)  # says in words what the schema refused
+        raise
 
 
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     """Attention written into ``out``, (total_q, Hq, Dv) of q's dtype."""
-    problem = AttentionProblem.of(inputs, request)
-    check_out(request.function, problem, inputs, out)
-    if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
-        out.copy_(_differentiable(problem, inputs, request)[0])
-    else:
+    if tracks_gradients(inputs) or (torch.is_grad_enabled() and is_differentiable(out)):
+        check_out(out, AttentionProblem.of(inputs, request), inputs, request)
+        out.copy_(_differentiable(inputs, request)[0])
+        return
+    try:
         _attention_out_op(out, *inputs, *request)
+    except (TypeError, RuntimeError):
+        check_out(out, AttentionProblem.of(inputs, request), inputs, request)
+        raise
 
 
-def _differentiable(
-    problem: AttentionProblem, inputs: AttentionInputs, request: Request
-) -> tuple[Tensor, Tensor]:
+def _differentiable(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
+    problem = AttentionProblem.of(inputs, request)
     if request.impl not in ("auto", "reference"):
         plan(problem, request.impl, request.kernel)  # raises: no fast engine has a backward
     if not torch.compiler.is_compiling():
         check_lengths(problem, inputs, request)
-    with _without_autocast(problem.device):
-        return attention_reference(problem, inputs)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    """Sums are float32 under autocast too."""
-    if torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    if torch.is_autocast_enabled(problem.device):
+        with torch.autocast(problem.device, enabled=False):  # sums are float32 here too
+            return attention_reference(problem, inputs)
+    return attention_reference(problem, inputs)
 
 
 def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _run(None, AttentionInputs(*arguments[:_INPUTS]), Request(*arguments[_INPUTS:]))
+    inputs, request = _named(arguments)
+    return _run(AttentionProblem.of(inputs, request), inputs, request, None)
 
 
 def _attention_out(out: Tensor, *arguments: Any) -> Tensor:
-    inputs, request = AttentionInputs(*arguments[:_INPUTS]), Request(*arguments[_INPUTS:])
+    inputs, request = _named(arguments)
+    problem = AttentionProblem.of(inputs, request)
+    check_out(out, problem, inputs, request)
     # The engines write whole rows: only a contiguous tensor is written to directly.
-    o, lse = _run(out if out.is_contiguous() else None, inputs, request)
+    o, lse = _run(problem, inputs, request, out if out.is_contiguous() else None)
     if o is not out:
         out.copy_(o)
     torch.autograd.graph.increment_version(out)
     return lse
 
 
-def _run(out: Tensor | None, inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
-    if tracks_gradients(inputs):
+def _named(arguments: tuple[Any, ...]) -> tuple[AttentionInputs, Request]:
+    return AttentionInputs(*arguments[:_INPUTS]), Request(*arguments[_INPUTS:])
+
+
+def _run(
+    problem: AttentionProblem, inputs: AttentionInputs, request: Request, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if problem.needs_grad:
         raise RuntimeError(
             "flashmetal::attention does not record gradients; call the public functions of "
             "flashmetal, which do"
         )
-    problem = AttentionProblem.of(inputs, request)
     check_lengths(problem, inputs, request)
     chosen = plan(problem, request.impl, request.kernel)
     inputs = _laid_out(inputs)
-    with _without_autocast(problem.device):
-        return _serve(chosen, problem, inputs, out)
+    if torch.is_autocast_enabled(problem.device):
+        with torch.autocast(problem.device, enabled=False):
+            o, lse = _serve(chosen, problem, inputs, out)
+    else:
+        o, lse = _serve(chosen, problem, inputs, out)
+    return o, lse.contiguous()  # torch's own kernel lays it out as its inputs happen to be
 
 
 def _serve(
@@ -111,11 +123,10 @@ def _serve(
 
 def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
-    q, k, v, bias, *vectors = inputs
+    q, k, v, bias, slopes, sinks, starts_q, starts_k, used = inputs
     unit_strides = q.stride(-1) == 1 and k.stride(-1) == 1 and v.stride(-1) == 1
-    if unit_strides and all(x is None for x in vectors):
+    if unit_strides and slopes is sinks is starts_q is used is None:
         return inputs
-    slopes, sinks, *lengths = vectors
     return AttentionInputs(
         q if q.stride(-1) == 1 else q.contiguous(),
         k if k.stride(-1) == 1 else k.contiguous(),
@@ -123,18 +134,21 @@ def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
         bias,
         None if slopes is None else slopes.contiguous(),
         None if sinks is None else sinks.float().contiguous(),
-        *[None if x is None else x.contiguous() for x in lengths],
+        *[None if x is None else x.contiguous() for x in (starts_q, starts_k, used)],
     )
 
 
 def _attention_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    q, v = arguments[0], arguments[2]
-    return q.new_empty((*q.shape[:-1], v.shape[-1])), _empty_lse(q)
+    inputs, request = _named(arguments)
+    problem = AttentionProblem.of(inputs, request)
+    o = inputs.q.new_empty((*inputs.q.shape[:-1], problem.head_dim_v))
+    return o, _empty_lse(inputs.q)
 
 
 def _attention_out_fake(out: Tensor, *arguments: Any) -> Tensor:
-    del out
-    return _empty_lse(arguments[0])
+    inputs, request = _named(arguments)
+    check_out(out, AttentionProblem.of(inputs, request), inputs, request)
+    return _empty_lse(inputs.q)
 
 
 def _empty_lse(q: Tensor) -> Tensor:

@@ -87,7 +87,15 @@ class AttentionProblem(NamedTuple):
 
         The error names the public function, what it expects, what came and what to do.
         """
-        facts = tuple([None if x is None else _facts(x) for x in inputs])
+        # One expression, because it runs at every call.
+        facts = tuple(
+            [
+                None
+                if x is None
+                else ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x))
+                for x in inputs
+            ]
+        )
         needs_grad = tracks_gradients(inputs)
         if not torch.compiler.is_compiling():
             try:
@@ -103,15 +111,19 @@ def tracks_gradients(inputs: AttentionInputs) -> bool:
         return True
     if not torch.is_grad_enabled():
         return False
-    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs[:6])
+    for x in inputs[:6]:
+        if x is not None and is_differentiable(x):
+            return True
+    return False
+
+
+def is_differentiable(x: object) -> bool:
+    """Whether autograd records what is done to ``x``; False for what is no tensor."""
+    return getattr(x, "requires_grad", False) is True
 
 
 _PUBLIC_NAMES = tuple(["s_aux" if x == "sinks" else x for x in AttentionInputs._fields])
 _Facts = tuple[tuple[int, ...], torch.dtype, torch.device]  # of a tensor
-
-
-def _facts(x: object) -> _Facts | type:
-    return (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x)
 
 
 def _problem(
@@ -151,8 +163,8 @@ def _problem(
         device=q[2].type,
         scale=float(head_dim**-0.5 if request.scale is None else request.scale),
         # A bound that hides nothing from the last (left) or the first (right) row is no bound.
-        window_left=-1 if window_left >= seqlen_k - 1 else window_left,
-        window_right=-1 if window_right >= seqlen_q - 1 else window_right,
+        window_left=window_left if -1 < window_left < seqlen_k - 1 else -1,
+        window_right=window_right if -1 < window_right < seqlen_q - 1 else -1,
         softcap=float(request.softcap),
         bias=None if bias is None else (bias[0][0] == 1, bias[0][1] == 1, bias[0][2] == 1),
         bias_dtype=None if bias is None else bias[1],
@@ -173,13 +185,13 @@ def _check_request(request: Request) -> None:
             continue
         if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
             raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             raise ValueError(f"{function}: {name} must be finite, got {value}")
     if request.softcap < 0:
         raise ValueError(
             f"{function}: softcap must be positive, or 0.0 for none, got {request.softcap}"
         )
-    if type(request.causal) not in (bool, int):
+    if type(request.causal) is not bool:
         raise TypeError(f"{function}: causal must be a bool, got {type(request.causal).__name__}")
     if request.impl not in IMPLS:
         raise ValueError(f"{function}: impl must be one of {IMPLS}, got {request.impl!r}")
@@ -377,10 +389,10 @@ def _check_offsets(
 
 
 def check_out(
-    function: str, problem: AttentionProblem, inputs: AttentionInputs, out: object
+    out: object, problem: AttentionProblem, inputs: AttentionInputs, request: Request
 ) -> None:
     """Check the tensor that a call writes into."""
-    q = inputs.q
+    function, q = request.function, inputs.q
     shape = (*q.shape[:-1], problem.head_dim_v)
     if not isinstance(out, Tensor):
         raise TypeError(f"{function}: out must be a torch.Tensor, got {type(out).__name__}")

@@ -58,7 +58,7 @@ def test_unknown_keyword_is_refused(name: str) -> None:
 
 
 def test_positional_options_mean_what_they_mean_in_flash_attn() -> None:
-    """mtlattn took softmax_scale where flash_attn has dropout_p: a positional 0.0 became a scale."""
+    """mtlattn had softmax_scale where flash_attn has dropout_p: a positional 0.0 was a scale."""
     q, k, v = torch.randn(3, 1, 6, 2, 8)
     named = flashmetal.flash_attn_func(
         q, k, v, dropout_p=0.0, softmax_scale=0.5, causal=True, window_size=(2, 0), softcap=1.0

@@ -50,8 +50,8 @@ class LoadedLibrary:
     """A kernel library and the machine it runs on, loaded into this process."""
 
     def __init__(self, kernels: Path) -> None:
-        # The machine is reached through the kernels' own link to it: another copy of it, from another
-        # cache directory, may be loaded under the same name.
+        # The machine is reached through the kernels' own link to it: another copy of it, from
+        # another cache directory, may be loaded under the same name.
         self._kernels = ctypes.CDLL(str(kernels))
         self._run = self._kernels.metalsim_run
         self._run.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Launch))

@@ -59,10 +59,10 @@ class Kernel:
         """Run the kernel to its end.
 
         Args:
-            args: argument i goes to buffer slot i. A CPU tensor, by its memory: a view begins
-                at its first element, and neither shape nor strides are passed. An int or bool as int64, a
-                float as float32, a list or tuple of ints or floats as an array of these, a list of
-                tensors as an array of their addresses.
+            args: argument i goes to buffer slot i. A CPU tensor, by its memory: a view begins at
+                its first element, and neither shape nor strides are passed. An int or bool as
+                int64, a float as float32, a list or tuple of ints or floats as an array of these,
+                a list of tensors as an array of their addresses.
             threads: the grid in threads, one to three dimensions; by default the elements of the
                 first tensor.
             group_size: threads in a threadgroup, as many dimensions; by default
@@ -182,12 +182,13 @@ def check_is_on(check: bool | None) -> bool:
 
 def _include_path(include_dirs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
     if isinstance(include_dirs, (str, os.PathLike)):
-        raise TypeError(
-            "compile_shader: include_dirs must be a list of directories, not one directory"
-        )
+        raise TypeError("compile_shader: include_dirs must be a list of directories, not just one")
+    return tuple(Path(directory).resolve() for directory in include_dirs)
+
+
+def _torch_headers() -> tuple[Path, ...]:
     torch = importlib.util.find_spec("torch")
-    own = (Path(torch.origin).parent / "include",) if torch is not None and torch.origin else ()
-    return (*(Path(directory).resolve() for directory in include_dirs), *own)
+    return (Path(torch.origin).parent / "include",) if torch is not None and torch.origin else ()
 
 
 class _Build(NamedTuple):
@@ -223,7 +224,10 @@ class _Build(NamedTuple):
 
     def _compile(self) -> dict[str, Any]:
         translation = translate(
-            self.source, function_constants=self.function_constants, include_dirs=self.include_dirs
+            self.source,
+            function_constants=self.function_constants,
+            include_dirs=self.include_dirs,
+            system_dirs=_torch_headers(),
         )
         name = f"kernels-{self._digest(translation.code)}.so"
         runtime = self._runtime()

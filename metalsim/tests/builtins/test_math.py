@@ -97,9 +97,11 @@ kernel void relational(device int* out) {
   float nan = NAN, infinity = INFINITY;
   out[0] = isnan(nan) && !isnan(1.0f) && isnan(half(nan)) && !isnan(infinity);
   out[1] = isinf(-infinity) && !isinf(nan) && !isinf(FLT_MAX);
-  out[2] = isfinite(1.0f) && !isfinite(infinity) && !isfinite(nan) && isnormal(1.0f) && !isnormal(1e-40f);
+  out[2] = isfinite(1.0f) && !isfinite(infinity) && !isfinite(nan) && isnormal(1.0f) &&
+           !isnormal(1e-40f);
   out[3] = signbit(-0.0f) && !signbit(0.0f);
-  out[4] = all(float3(1) > 0.0f) && any(int2(0, 1) == 1) && !all(bool2(true, false)) && !any(isnan(float2(1)));
+  out[4] = all(float3(1) > 0.0f) && any(int2(0, 1) == 1) && !all(bool2(true, false)) &&
+           !any(isnan(float2(1)));
   out[5] = select(1, 2, true) * 10 + select(3, 4, false);
   int3 chosen = select(int3(1, 2, 3), int3(4, 5, 6), bool3(true, false, true));
   out[6] = chosen.x * 100 + chosen.y * 10 + chosen.z;
@@ -157,7 +159,8 @@ SOURCE = (
     + "".join(map(binary_kernel, BINARY))
     + OTHERS
     + "".join(
-        f'template [[host_name("integers_{t}")]] [[kernel]] decltype(integers<{t}>) integers<{t}>;\n'
+        f'template [[host_name("integers_{t}")]] [[kernel]] '
+        f"decltype(integers<{t}>) integers<{t}>;\n"
         for t in INTEGER_TYPES
     )
 )

@@ -1,20 +1,23 @@
-"""What Python arguments become in a kernel's buffers, byte by byte, as torch.mps.compile_shader has it."""
+"""What Python arguments become in a kernel's buffers, byte by byte, as torch has it."""
 
 from __future__ import annotations
 
 import struct
 
-import metalsim
 import pytest
 import torch
+
+import metalsim
 
 SOURCE = """
 #include <metal_stdlib>
 using namespace metal;
-kernel void copy_bytes(device uchar* out, const device uchar* in, uint i [[thread_position_in_grid]]) {
+kernel void copy_bytes(device uchar* out, const device uchar* in,
+                       uint i [[thread_position_in_grid]]) {
   out[i] = in[i];
 }
-kernel void gather(device float* out, const device ulong* addresses, uint i [[thread_position_in_grid]]) {
+kernel void gather(device float* out, const device ulong* addresses,
+                   uint i [[thread_position_in_grid]]) {
   out[i] = ((const device float*)addresses[i])[0];
 }
 kernel void increase(device float* x, constant float& by, uint i [[thread_position_in_grid]]) {

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import metalsim
 import pytest
 import torch
+
+import metalsim
 from metalsim.cache import cache_directory
 from metalsim.compiler import find_compiler
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import metalsim
 import pytest
 import torch
+
+import metalsim
 
 SOURCE = """
 #include <metal_stdlib>
@@ -18,8 +19,15 @@ kernel void where(device uint* out [[buffer(0)]], uint3 at [[thread_position_in_
   out[4 * i + 2] = group.z;
   out[4 * i + 3] = actual.x;
 }
-[[max_total_threads_per_threadgroup(64)]] kernel void small(device int* out) { threadgroup int x[10]; out[0] = 1; x[0] = 2; }
-template <typename T> kernel void fill(device T* out, constant T& value, uint i [[thread_position_in_grid]]) { out[i] = value; }
+[[max_total_threads_per_threadgroup(64)]] kernel void small(device int* out) {
+  threadgroup int x[10];
+  x[0] = 1;
+  out[0] = x[0];
+}
+template <typename T>
+kernel void fill(device T* out, constant T& value, uint i [[thread_position_in_grid]]) {
+  out[i] = value;
+}
 template [[host_name("fill_float")]] [[kernel]] decltype(fill<float>) fill<float>;
 template [[host_name("fill-int")]] [[kernel]] decltype(fill<int>) fill<int>;
 namespace inner { kernel void nested(device int* out) { out[0] = 7; } }

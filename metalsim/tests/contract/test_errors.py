@@ -1,12 +1,13 @@
-"""Errors of the source, at the user's line and column, with each compiler; and errors that kernels report."""
+"""Errors of the source, at the user's line and column; and errors that kernels report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import metalsim
 import pytest
 import torch
+
+import metalsim
 
 
 def compile_fails(source: str, **options: object) -> SyntaxError:
@@ -28,9 +29,9 @@ HEAD = "#include <metal_stdlib>\nusing namespace metal;\n"
             "undeclared",
         ),
         (
-            "#define TWICE(x) ((x) + (x))\nkernel void f(device int* x) {\n  x[0] = TWICE(undeclared);\n}",
+            "#define SUM(x) (x + x)\nkernel void f(device int* x) {\n  x[0] = SUM(missing);\n}",
             3,
-            "undeclared",
+            "missing",
         ),
         (
             "#define BODY x[0] = undeclared\n\nkernel void f(device int* x) {\n    BODY;\n}",
@@ -131,7 +132,8 @@ static void put(device char* to, constant const char* from) {
   for (; from[i] != 0; ++i) to[i] = from[i];
   to[i] = 0;
 }
-kernel void guarded(device int* x, device Messages* errors [[buffer(1)]], uint i [[thread_position_in_grid]]) {
+kernel void guarded(device int* x, device Messages* errors [[buffer(1)]],
+                    uint i [[thread_position_in_grid]]) {
   if (x[i] < 0) {
     const uint at = atomic_fetch_add_explicit(&errors->count, 1u, memory_order_relaxed);
     if (at >= 30) return;
@@ -151,8 +153,45 @@ def test_error_buffer() -> None:
     x[7] = -1
     with pytest.raises(metalsim.KernelReportedError) as caught:
         library.guarded(x, error_buf_idx=1)
-    assert str(caught.value) == "program_source:18: guarded: negative value"
+    assert str(caught.value) == "program_source:19: guarded: negative value"
     with pytest.raises(RuntimeError, match=r"negative value \(and 99 more\)"):
         library.guarded(x - 100, error_buf_idx=1)
     with pytest.raises(RuntimeError, match="error_buf_idx must be from 0 to 30"):
         library.guarded(x, error_buf_idx=31)
+
+
+WRONG = """
+#include <metal_stdlib>
+using namespace metal;
+kernel void diverges(device int* x, uint i [[thread_position_in_grid]]) {
+  if (i < 5) threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+kernel void overflows(device int* x) {
+  threadgroup float big[8193];
+  big[0] = 1.0f;
+  x[0] = int(big[0]);
+}
+kernel void strays(device int* x, uint i [[thread_position_in_grid]]) { x[i + 1] = 1; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "error", "message"),
+    [
+        ("diverges", metalsim.DivergenceError, "5"),
+        ("overflows", metalsim.ThreadgroupMemoryError, "32768"),
+        ("strays", metalsim.BoundsError, "buffer"),
+    ],
+)
+def test_what_goes_wrong_in_a_kernel(kernel: str, error: type, message: str) -> None:
+    library = metalsim.compile_shader(WRONG, check=True)
+    with pytest.raises(error, match=message):
+        getattr(library, kernel)(torch.zeros(16, dtype=torch.int32), threads=16)
+
+
+def test_a_view_ends_at_its_last_element() -> None:
+    library = metalsim.compile_shader(WRONG, check=True)
+    x = torch.zeros(16, dtype=torch.int32)
+    library.strays(x[3:12], threads=8)
+    with pytest.raises(metalsim.BoundsError):
+        library.strays(x[3:12], threads=9)

@@ -1,8 +1,8 @@
-"""Every token that is copied stands at its own line and column, or the column map knows where it came from."""
+"""Every copied token stands at its own line and column, or the column map knows its own."""
 
 from __future__ import annotations
 
-from metalsim.frontend import translate
+from metalsim.frontend import ColumnMap, translate
 from metalsim.frontend.tokens import tokenize
 
 SOURCE = """\
@@ -31,7 +31,7 @@ inline int moved(int x) { return x >> 2; }
 """
 
 
-def original_positions(code: str, columns: object) -> dict[str, set[tuple[str, int, int]]]:
+def original_positions(code: str, columns: ColumnMap) -> dict[str, set[tuple[str, int, int]]]:
     """Where a compiler would say that each word of `code` stands, through the column map."""
     found: dict[str, set[tuple[str, int, int]]] = {}
     source, line = "", 0
@@ -41,7 +41,7 @@ def original_positions(code: str, columns: object) -> dict[str, set[tuple[str, i
             source, line = name.strip('"'), int(number)
             continue
         for token in tokenize("" if text.startswith("#") else text):
-            column = columns.original(source, line, token.column)  # pyright: ignore
+            column = columns.original(source, line, token.column)
             found.setdefault(token.text, set()).add((source, line, column))
         line += 1
     return found
@@ -64,7 +64,10 @@ def test_words_are_found_at_their_place_in_the_source() -> None:
 
 
 def test_untouched_text_is_copied_character_by_character() -> None:
-    source = "struct A {\n    int  x ;\n\tfloat y[2] = { 1 , 2 };   // gone\n};\ninline int f() { return 1 >> 2; }\n"
+    source = (
+        "struct A {\n    int  x ;\n\tfloat y[2] = { 1 , 2 };   // gone\n};\n"
+        "inline int f() { return 1 >> 2; }\n"
+    )
     code = translate(source).code
     for line in ("struct A {", "    int  x ;", "inline int f() { return 1 >> 2; }"):
         assert line in code.splitlines()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
 from metalsim.frontend import Translation, translate
 
 
-def body(source: str, **function_constants: object) -> str:
+def body(source: str) -> str:
     """The translated program on one line, without the first include and the entries."""
-    code = translate(source, function_constants=function_constants).code  # pyright: ignore
+    code = translate(source).code
     lines = [line for line in code.splitlines()[1:] if not line.startswith("#line")]
     return " ".join(" ".join(lines).partition("METALSIM_ENTRY")[0].split())
 
@@ -24,9 +25,11 @@ def test_a_kernel_and_its_arguments() -> None:
         "  uint2 t [[thread_position_in_grid]], ushort s [[simdgroup_index_in_threadgroup]]) {}"
     )
     assert entries(program) == [
-        "METALSIM_ENTRY(0, (METALSIM_BUFFER(1), METALSIM_CONSTANT_BUFFER(0), METALSIM_BUFFER(2), "
-        "METALSIM_BUILTIN(thread_position_in_grid), "
-        "METALSIM_BUILTIN(simdgroup_index_in_threadgroup)), f)"
+        (
+            "METALSIM_ENTRY(0, (METALSIM_BUFFER(1), METALSIM_CONSTANT_BUFFER(0), "
+            "METALSIM_BUFFER(2), METALSIM_BUILTIN(thread_position_in_grid), "
+            "METALSIM_BUILTIN(simdgroup_index_in_threadgroup)), f)"
+        )
     ]
     assert "METALSIM_KERNEL void f(" in " ".join(program.code.split()).replace("f (", "f(")
 
@@ -91,8 +94,15 @@ def test_namespaces_surround_the_entry() -> None:
         ("threadgroup float a[4];", "VARIABLE ( 0 , a , float [ 4 ] )"),
         (
             "threadgroup half a[32][LD], b, c[2];",
-            "VARIABLE ( 0 , a , half [ 32 ] [ LD ] ) ; VARIABLE ( 1 , b , half ) ; "
-            "VARIABLE ( 2 , c , half [ 2 ] )",
+            "VARIABLE ( 0 , a , half [ 32 ] [ LD ] ) ; VARIABLE ( 1 , b , half )",
+        ),
+        (
+            "threadgroup half b, c[2];",
+            "VARIABLE ( 0 , b , half ) ; VARIABLE ( 1 , c , half [ 2 ] )",
+        ),
+        (
+            "threadgroup half a, b, c[2];",
+            "VARIABLE ( 1 , b , half ) ; VARIABLE ( 2 , c , half [ 2 ] )",
         ),
         ("threadgroup unsigned int n;", "VARIABLE ( 0 , n , unsigned int )"),
         ("threadgroup struct Pair n[2];", "VARIABLE ( 0 , n , struct Pair [ 2 ] )"),
@@ -155,6 +165,26 @@ def test_threadgroup_variables_are_numbered_within_each_kernel() -> None:
         (
             "void f() { auto g = [](int x) { return x; }; }",
             "void f() { auto g = [](int x) { return x; }; }",
+        ),
+        (
+            "static_assert((A<int>{1.0h} * A<int>{3}).b == 5);\nkernel void k() {}",
+            "static_assert((A<int>{half(1.0f)} * A<int>{3}).b == 5); METALSIM_KERNEL void k() {}",
+        ),
+        (
+            "S::S() : a{1}, b{2} { c = 3; } kernel void k() {}",
+            "S::S() : a{1}, b{2} { c = 3; } METALSIM_KERNEL void k() {}",
+        ),
+        (
+            "constant S s[2] = {{1, 2}, {3}}, t{4}; kernel void k() {}",
+            "METALSIM_CONSTANT const S s[2] = {{1, 2}, {3}}, t{4}; METALSIM_KERNEL void k() {}",
+        ),
+        (
+            "struct S { int a; }; kernel void k() {}",
+            "struct S { int a; }; METALSIM_KERNEL void k() {}",
+        ),
+        (
+            "enum class E : int { a, b }; kernel void k() {}",
+            "enum class E : int { a, b }; METALSIM_KERNEL void k() {}",
         ),
         ("S::S() : a{1}, b(2) { c = 3; }", "S::S() : a{1}, b(2) { c = 3; }"),
     ],

@@ -20,12 +20,13 @@ from .sequences import Sequence, new_outputs, sequences
 class _Tiling(NamedTuple):
     block_q: int
     scores: int  # the most elements a panel of scores holds, all heads together
+    least_keys: int = 256  # but a panel is at least so wide
 
 
 # On a CPU a panel stays in the last-level cache, and a narrow window wants narrow blocks, which
 # waste less of their corners; a GPU wants few, large launches.
-_CPU_TILING = _Tiling(block_q=256, scores=1 << 20)
-_CPU_WINDOW_TILING = _Tiling(block_q=128, scores=1 << 20)
+_CPU_TILING = _Tiling(block_q=256, scores=1 << 21)
+_CPU_WINDOW_TILING = _Tiling(block_q=128, scores=1 << 21)
 _GPU_TILING = _Tiling(block_q=512, scores=1 << 25)
 
 
@@ -56,7 +57,7 @@ def forward(
     batch_step = _batch_step(problem, tiling)
     scratch = inputs.q.new_empty(0, dtype=_compute_dtype(problem))
     for sequence in sequences(problem, inputs, out, lse, batch_step):
-        first, end = sequence.clear_rows()
+        first, end = sequence.clear_rows(inputs.sinks)
         if first < end and sequence.q.shape[0]:
             _attend(problem, sequence, inputs.sinks, first, end, tiling, scratch)
     return out, lse
@@ -69,8 +70,8 @@ def _compute_dtype(problem: AttentionProblem) -> torch.dtype:
 def _tiling(problem: AttentionProblem) -> _Tiling:
     if problem.device != "cpu":
         return _GPU_TILING
-    narrow = 0 <= problem.window_left and 0 <= problem.window_right
-    narrow = narrow and problem.window_left + problem.window_right < 2 * _CPU_TILING.block_q
+    left, right = problem.window_left, problem.window_right
+    narrow = min(left, right) >= 0 and left + right < 2 * _CPU_TILING.block_q
     return _CPU_WINDOW_TILING if narrow else _CPU_TILING
 
 
@@ -97,7 +98,7 @@ def _attend(
     for row in range(first, end, tiling.block_q):
         row_end = min(row + tiling.block_q, end)
         key, key_end = sequence.band.keys(row, row_end, k.shape[1])
-        block_k = max(256, tiling.scores // (heads * (row_end - row)))
+        block_k = max(tiling.least_keys, tiling.scores // (heads * (row_end - row)))
         # Panels of one size: a last one of a few keys would cost as many launches as a full one.
         panels = math.ceil((key_end - key) / block_k)
         block_k = math.ceil((key_end - key) / panels)
@@ -121,7 +122,7 @@ def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _query_block(
     problem: AttentionProblem, sequence: Sequence, row: int, row_end: int, dtype: torch.dtype
 ) -> Tensor:
-    """(N * Hk, G * rows, D), scaled: the queries of one kv head side by side, so that GQA is free."""
+    """(N * Hk, G * rows, D), scaled: the queries of a kv head side by side, so that GQA is free."""
     block = sequence.q[:, row:row_end].transpose(1, 2)
     q = torch.empty(block.shape, dtype=dtype, device=block.device).copy_(block)
     q *= problem.scale / problem.softcap if problem.softcap else problem.scale * math.log2(math.e)
@@ -151,14 +152,17 @@ def _scores(
         bias = bias if bias.shape[2] == 1 else bias[:, :, row : row + rows]
         by_head.add_(bias, alpha=math.log2(math.e))
     if sequence.slopes is not None:
-        start = row + sequence.band.diagonal
-        options = {"dtype": scores.dtype, "device": scores.device}
-        distance = torch.arange(start, start + rows, **options)[:, None] - torch.arange(
-            key, key + keys, **options
-        )
-        by_head.addcmul_(distance.abs_(), sequence.slopes[..., None, None], value=-math.log2(math.e))
+        distance = _distance(row + sequence.band.diagonal, key, rows, keys, scores)
+        by_head.addcmul_(distance, sequence.slopes[..., None, None], value=-math.log2(math.e))
     sequence.band.hide(by_head.view(-1, rows, keys), row, key)
     return scores
+
+
+def _distance(row: int, key: int, rows: int, keys: int, like: Tensor) -> Tensor:
+    """|i - j| for i from ``row`` and j from ``key``, (rows, keys)."""
+    i = torch.arange(row, row + rows, dtype=like.dtype, device=like.device)
+    j = torch.arange(key, key + keys, dtype=like.dtype, device=like.device)
+    return (i[:, None] - j).abs_()
 
 
 def _accumulate(rows: _Rows | None, scores: Tensor, v: Tensor) -> _Rows:
@@ -185,7 +189,6 @@ def _write(sequence: Sequence, rows: _Rows, sinks: Tensor | None, row: int, row_
     o = rows.o.view(batch, heads, row_end - row, -1)
     maximum = rows.maximum.view(o.shape[:3])
     total = rows.total.view(o.shape[:3])
-    hidden = total == 0
     if sinks is not None:
         sink = sinks[:, None].to(total.dtype) * math.log2(math.e)
         raised = torch.maximum(maximum, sink)
@@ -193,7 +196,8 @@ def _write(sequence: Sequence, rows: _Rows, sinks: Tensor | None, row: int, row_
         total = total * shrink + torch.exp2(sink - raised)
         maximum = raised
         o *= shrink[..., None]
-    # A hidden row has o = 0 already, and 0 / 1 stays 0.
+    # A row that a bias hides has o = 0 already, and 0 / 1 stays 0.
+    hidden = total == 0
     o /= total.masked_fill(hidden, 1.0)[..., None]
     lse = (maximum + total.log2()).mul_(math.log(2)).masked_fill_(hidden, -torch.inf)
     sequence.out[:, row:row_end].copy_(o.transpose(1, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -82,13 +82,19 @@ class Sequence(NamedTuple):
     lse: Tensor
     band: Band
 
-    def clear_rows(self) -> tuple[int, int]:
-        """Write out 0 and lse -inf where a row sees no key; return the other rows [first, end)."""
+    def clear_rows(self, sinks: Tensor | None) -> tuple[int, int]:
+        """Write the rows that see no key, and return the others [first, end).
+
+        Without a key out is 0, and lse that of the sink alone: -inf where there is none.
+        """
         seqlen_q = self.q.shape[1]
         first, end = self.band.rows(seqlen_q, self.k.shape[1])
         for rows in (slice(0, first), slice(end, seqlen_q)):
             self.out[:, rows].zero_()
-            self.lse[..., rows].fill_(-torch.inf)
+            if sinks is None:
+                self.lse[..., rows].fill_(-torch.inf)
+            else:
+                self.lse[..., rows] = sinks[:, None]
         return first, end
 
 
@@ -112,7 +118,7 @@ def sequences(
 
     Lengths that live on a device are read once, which waits for it.
     """
-    used = None if inputs.seqused_k is None else inputs.seqused_k.tolist()
+    used = None if inputs.seqused_k is None else _integers(inputs.seqused_k)
     if problem.layout == "varlen":
         yield from _packed(problem, inputs, out, lse, used)
         return
@@ -141,8 +147,8 @@ def _packed(
 ) -> Iterator[Sequence]:
     assert inputs.cu_seqlens_q is not None
     assert inputs.cu_seqlens_k is not None
-    starts_q = inputs.cu_seqlens_q.tolist()
-    starts_k = inputs.cu_seqlens_k.tolist()
+    starts_q = _integers(inputs.cu_seqlens_q)
+    starts_k = _integers(inputs.cu_seqlens_k)
     for b in range(problem.batch):
         rows = slice(starts_q[b], starts_q[b + 1])
         seqlen_q = rows.stop - rows.start
@@ -161,9 +167,11 @@ def _packed(
         )
 
 
-def _bias(
-    inputs: AttentionInputs, entries: slice, seqlen_q: int, seqlen_k: int
-) -> Tensor | None:
+def _integers(x: Tensor) -> list[int]:
+    return cast("list[int]", x.tolist())
+
+
+def _bias(inputs: AttentionInputs, entries: slice, seqlen_q: int, seqlen_k: int) -> Tensor | None:
     bias = inputs.bias
     if bias is None:
         return None

@@ -65,7 +65,7 @@ def forward(
         return o.transpose(1, 2).to(problem.dtype).contiguous(), lse.to(torch.float32)
     out, lse = new_outputs(problem, inputs, out)
     for sequence in sequences(problem, inputs, out, lse, max(1, problem.batch)):
-        first, end = sequence.clear_rows()
+        first, end = sequence.clear_rows(inputs.sinks)
         if first < end and sequence.q.shape[0]:
             q = sequence.q[:, first:]
             o, part = _attend(problem, q, sequence.k, sequence.v, inputs.sinks)

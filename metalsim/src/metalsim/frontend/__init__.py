@@ -19,13 +19,14 @@ def translate(
     *,
     function_constants: Mapping[str | int, FunctionConstant] | None = None,
     include_dirs: Sequence[Path] = (),
+    system_dirs: Sequence[Path] = (),
 ) -> Translation:
     """One Metal program as one C++ translation unit.
 
     Raises SyntaxError, with the line and column of the user's source, for what is not Metal or not
     supported.
     """
-    preprocessor = Preprocessor(include_dirs)
+    preprocessor = Preprocessor(include_dirs, system_dirs)
     try:
         preprocessed = preprocessor.run(source)
         rewriter = Rewriter(preprocessed.tokens, function_constants or {})

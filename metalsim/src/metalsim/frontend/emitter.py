@@ -16,11 +16,9 @@ class ColumnMap:
     def __init__(self) -> None:
         self._moved: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
-    def add(self, token: Token, column: int) -> None:
-        """Token `token` was emitted at `column`."""
-        key = (token.source, token.line)
-        if column != token.column or key in self._moved:
-            self._moved.setdefault(key, []).append((column, token.column))
+    def line(self, source: str, line: int) -> list[tuple[int, int]]:
+        """The (emitted, original) columns of one line, to be added to."""
+        return self._moved.setdefault((source, line), [])
 
     def original(self, source: str, line: int, column: int) -> int:
         """The user's column for a column of the emitted text."""
@@ -34,6 +32,7 @@ def emit(tokens: list[Token]) -> tuple[str, ColumnMap]:
     moved."""
     parts, columns = list[str](), ColumnMap()
     source, line, column, previous = "", 0, 1, None
+    moved: list[tuple[int, int]] | None = None
     for token in tokens:
         if token.line != line or token.source != source:
             gap = token.line - line
@@ -41,14 +40,17 @@ def emit(tokens: list[Token]) -> tuple[str, ColumnMap]:
                 parts.append("\n" * gap)
             else:
                 parts.append(f'\n#line {token.line} "{token.source}"\n')
-            source, line, column, previous = token.source, token.line, 1, None
+            source, line, column, previous, moved = token.source, token.line, 1, None, None
         padding = token.column - column
-        if padding < 0 or (padding == 0 and previous is not None):
+        if padding <= 0 and previous is not None:
             padding = 0 if _may_touch(previous, token, padding) else 1
-        if padding:
+        if padding > 0:
             parts.append(" " * padding)
             column += padding
-        columns.add(token, column)
+        if moved is None and column != token.column:
+            moved = columns.line(source, line)
+        if moved is not None:
+            moved.append((column, token.column))
         parts.append(token.text)
         column += len(token.text)
         previous = token
@@ -56,11 +58,9 @@ def emit(tokens: list[Token]) -> tuple[str, ColumnMap]:
     return "".join(parts), columns
 
 
-def _may_touch(previous: Token | None, token: Token, padding: int) -> bool:
+def _may_touch(previous: Token, token: Token, padding: int) -> bool:
     """Whether two tokens can stand side by side and stay two tokens, or the one operator they
     were."""
-    if previous is None:
-        return True
     if previous.text == ">" and token.text[0] == ">":
         return not token.spaced
     return padding == 0 and not token.spaced and not previous.hidden and not token.hidden

@@ -97,9 +97,9 @@ class Expander:
         return output
 
     def concerns(self, tokens: list[Token]) -> bool:
-        """Whether expansion could change `tokens` at all (the quick way out for most lines)."""
+        """Whether macros or `_Pragma` could change `tokens` (most lines: no)."""
         macros = self.macros
-        return any(token.text in macros or token.text in _COMPUTED for token in tokens)
+        return any(token.text in macros or token.text in _WATCHED for token in tokens)
 
     def _computed(self, token: Token) -> Token:
         if token.text == "__FILE__":
@@ -158,6 +158,7 @@ class Expander:
 
 
 _COMPUTED = frozenset({"__LINE__", "__FILE__", "__COUNTER__"})
+_WATCHED = _COMPUTED | {"_Pragma"}
 
 
 def _placed(name: Token, token: Token) -> Token:

@@ -56,10 +56,15 @@ class Preprocessed(NamedTuple):
 
 
 class Preprocessor:
-    """One run over one program. `include_dirs` are searched for angle and quoted includes alike."""
+    """One run over one program.
 
-    def __init__(self, include_dirs: Sequence[Path] = ()) -> None:
-        self._include_dirs = tuple(include_dirs)
+    `include_dirs`, then `system_dirs`, are searched for angle and quoted includes alike. Files of
+    `system_dirs` come with torch, whose comments are not all ASCII.
+    """
+
+    def __init__(self, include_dirs: Sequence[Path] = (), system_dirs: Sequence[Path] = ()) -> None:
+        self._include_dirs = (*include_dirs, *system_dirs)
+        self._system_dirs = tuple(directory.resolve() for directory in system_dirs)
         self._expander = Expander(predefined_macros(METAL_VERSION))
         self._macros = self._expander.macros
         self._output: list[Token] = []
@@ -85,8 +90,8 @@ class Preprocessor:
         """Expand and keep one line of ordinary tokens."""
         if self._expander.concerns(line):
             line = self._expander.expand(line, reader.next_argument_line)
-        if any(token.text == "_Pragma" for token in line):
-            line = self._expand_pragma_operators(line)
+            if any(token.text == "_Pragma" for token in line):
+                line = self._expand_pragma_operators(line)
         self._output += line
 
     def include(self, name: Token, tokens: list[Token]) -> None:
@@ -106,7 +111,13 @@ class Preprocessor:
         if len(self._directories) > _DEPTH_LIMIT:
             raise error_at(tokens[0], f"more than {_DEPTH_LIMIT} nested includes")
         if path not in self._seen_once:
-            self._file(path.read_text(encoding="utf-8"), target, path)
+            self._file(self._read(path), target, path)
+
+    def _read(self, path: Path) -> str:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if any(directory in path.parents for directory in self._system_dirs):
+            return text.encode("ascii", "replace").decode("ascii")
+        return text
 
     def _find(self, target: str) -> Path | None:
         current = self._directories[-1]

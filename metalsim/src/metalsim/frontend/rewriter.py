@@ -42,8 +42,10 @@ _NO_VARIABLE = _TYPE_KEYWORDS | {
 
 
 class _Scope(NamedTuple):
-    """What a `{` opened: "namespace", "type", "function" or "kernel"; `depth` is that of the
-    parentheses around it."""
+    """What a `{` opened: "namespace", "type", "function", "kernel" or "data".
+
+    `depth` is that of the parentheses around it.
+    """
 
     kind: str
     names: tuple[str, ...] = ()
@@ -61,6 +63,8 @@ class Rewriter:
         self._scopes = [_Scope("namespace")]
         self._signatures: dict[str, Signature] = {}
         self._variables = 0
+        self._goes_on = False
+        """Whether the declaration goes on behind the last brace, as after an initializer."""
         self.output: list[Token] = []
         self.kernels: list[Kernel] = []
 
@@ -85,8 +89,9 @@ class Rewriter:
                 self.output.append(token)
                 if len(self._scopes) == 1:
                     raise error_at(token, "extraneous closing brace ('}')")
-                depth = self._scopes.pop().depth
-                start = at + 1
+                closed = self._scopes.pop()
+                depth, start = closed.depth, at + 1
+                self._goes_on = closed.kind in ("data", "type")
         self._copy(tokens[start:])
         if len(self._scopes) > 1:
             raise error_at(tokens[-1], "expected '}' before the end of the program")
@@ -94,12 +99,16 @@ class Rewriter:
 
     def _open(self, head: list[Token], brace: Token, depth: int) -> None:
         scope = self._scopes[-1]
-        if scope.kind in ("function", "kernel"):
+        if scope.kind in ("function", "kernel", "data"):
             _refuse_type_of_variable(head)
             self._copy(head)
             opened = _Scope(scope.kind, (), depth)
+        elif depth or (self._goes_on and head):
+            self._copy(head)
+            opened = _Scope("data", (), depth)
         else:
             opened = self._open_declaration(head, depth)
+        self._goes_on = False
         self._scopes.append(opened)
         self.output.append(brace)
 
@@ -121,7 +130,8 @@ class Rewriter:
             return _Scope("kernel", (), depth)
         self._check_program_variable(head, outer)
         self._copy(head)
-        return _Scope("function", (), depth)
+        is_data = bool(head) and not _is_function(outer)
+        return _Scope("data" if is_data else "function", (), depth)
 
     def _statement(self, statement: list[Token], end: Token) -> None:
         kind = self._scopes[-1].kind
@@ -133,10 +143,11 @@ class Rewriter:
                 self._copy(tokens)
                 self.output.append(end)
                 return
-        elif kind == "namespace" and statement:
+        elif kind == "namespace" and statement and not self._goes_on:
             if self._special_declaration(statement):
                 return
             self._check_program_variable(statement, _outer_texts(statement))
+        self._goes_on = False
         self._copy(statement)
         self.output.append(end)
 
@@ -186,8 +197,7 @@ class Rewriter:
     def _check_program_variable(self, head: list[Token], outer: list[str]) -> None:
         if self._scopes[-1].kind != "namespace" or len(head) < 2 or _NO_VARIABLE & set(outer):
             return
-        is_function = "(" in outer and ("=" not in outer or outer.index("(") < outer.index("="))
-        if not is_function and head[0].text not in (",", ":") and "constant" not in outer:
+        if not _is_function(outer) and head[0].text != "," and "constant" not in outer:
             raise error_at(
                 head[0],
                 "program scope variable must reside in constant address space: "
@@ -253,6 +263,11 @@ class Rewriter:
                 self.output += tokens[at:end]
                 break
         return end
+
+
+def _is_function(outer: list[str]) -> bool:
+    """Whether a declaration has a parameter list, in front of any initializer."""
+    return "(" in outer and ("=" not in outer or outer.index("(") < outer.index("="))
 
 
 def _refuse_type_of_variable(head: list[Token]) -> None:

@@ -1,9 +1,10 @@
 """How to build the machine (the C++ runtime) and the kernel libraries that run on it.
 
-The runtime is one shared library a (compiler, mode); a kernel library is one object linked against it.
-Compile and link in two steps: `check` compiles kernels with the thread sanitizer's instrumentation, whose
-calls the runtime answers itself, so the sanitizer must not reach the link line. Give the runtimes no
-common soname and load them RTLD_LOCAL: both modes may live in one process.
+The runtime is one shared library a (compiler, mode); a kernel library is one object linked against
+it. Compile and link in two steps: `check` compiles kernels with the thread sanitizer's
+instrumentation, whose calls the runtime answers itself, so the sanitizer must not reach the link
+line. Give the runtimes no common soname and load them RTLD_LOCAL: both modes may live in one
+process.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def link_flags() -> list[str]:
 
 
 def _architecture_flags(family: str) -> list[str]:
-    """AVX2, FMA and half conversions on x86-64 processors that have them; elsewhere the compiler's default."""
+    """AVX2, FMA and half conversions on x86-64 processors that have them; else nothing."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return []
     try:

@@ -1,4 +1,5 @@
-// The listeners of a checking build: bytes loaded and stored by address space, and accesses outside what is bound.
+// The listeners of a checking build: bytes loaded and stored by address space, and accesses outside
+// what is bound.
 #include "regions.h"
 
 #if defined(METALSIM_CHECK)
@@ -43,7 +44,9 @@ const char* verb(AccessKind kind) {
 
 [[noreturn]] void refuse_unbound(Fiber& fiber, const Access& access, uint32_t buffer) {
   Threadgroup& group = *fiber.threadgroup;
-  fail(group, "bounds", "%s of %u bytes through buffer(%u), which is not bound, by thread %u of threadgroup (%u, %u, %u)",
+  fail(group, "bounds",
+       "%s of %u bytes through buffer(%u), which is not bound, by thread %u of threadgroup (%u, "
+       "%u, %u)",
        verb(access.kind), access.bytes, buffer, fiber.thread, group.position[0], group.position[1],
        group.position[2]);
 }
@@ -56,19 +59,24 @@ const char* verb(AccessKind kind) {
   const char* name = near.space == Space::threadgroup ? group.variables[near.index].name : "buffer";
   char place[160];
   if (near.space == Space::unknown)
-    snprintf(place, sizeof place, "at %p, below every buffer", static_cast<const void*>(access.address));
+    snprintf(place, sizeof place, "at %p, below every buffer",
+             static_cast<const void*>(access.address));
   else if (near.space == Space::threadgroup)
-    snprintf(place, sizeof place, "at byte %llu of threadgroup variable %s, which has %llu", offset, name, size);
+    snprintf(place, sizeof place, "at byte %llu of threadgroup variable %s, which has %llu", offset,
+             name, size);
   else
-    snprintf(place, sizeof place, "at byte %llu of buffer(%u), which has %llu", offset, near.index, size);
-  fail(group, "bounds", "%s of %u bytes out of bounds: %s; by thread %u of threadgroup (%u, %u, %u)",
+    snprintf(place, sizeof place, "at byte %llu of buffer(%u), which has %llu", offset, near.index,
+             size);
+  fail(group, "bounds",
+       "%s of %u bytes out of bounds: %s; by thread %u of threadgroup (%u, %u, %u)",
        verb(access.kind), access.bytes, place, fiber.thread, group.position[0], group.position[1],
        group.position[2]);
 }
 
 void check_bounds(Fiber& fiber, const Access& access, const Region& region) {
   if (region.space == Space::unknown) refuse_outside(fiber, access);
-  // A compiler may load early through a reference, which it trusts to be bound; a pointer it may not.
+  // A compiler may load early through a reference, which it trusts to be bound; a pointer it may
+  // not.
   const bool reference = fiber.threadgroup->entry->reference_buffers >> region.index & 1;
   if (region.space == Space::unbound && !(reference && access.kind == AccessKind::load))
     refuse_unbound(fiber, access, region.index);
@@ -87,7 +95,7 @@ void notify_begin(Threadgroup& group) {
 }
 
 void notify_access(const Access& access) {
-  Fiber* fiber = metalsim_fiber;
+  Fiber* fiber = running_fiber;
   Region region;
   if (fiber == nullptr || !find_region(*fiber->threadgroup, access, region)) return;
   for (const Listener& listener : listeners)

@@ -1,5 +1,5 @@
-// What the last lane to arrive does for its simdgroup: ballots, reductions, scans and 8x8 matrix multiplies, on
-// operands that lie side by side in the exchange area.
+// What the last lane to arrive does for its simdgroup: ballots, reductions, scans and 8x8 matrix
+// multiplies, on operands that lie side by side in the exchange area.
 #include <string.h>
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -36,8 +36,8 @@ struct Bfloat {
   }
 };
 
-// Integers are combined as 64-bit ones and cut back (which agrees for every operation here), half and bfloat as
-// floats that are rounded to Element after each operation.
+// Integers are combined as 64-bit ones and cut back (which agrees for every operation here), half
+// and bfloat as floats that are rounded to Element after each operation.
 template <class Element>
 struct WideOf {
   using type = int64_t;
@@ -195,8 +195,8 @@ void combine_elements(const Simdgroup& simd, unsigned char* exchange) {
   const auto combine = static_cast<Combine>(simd.code >> 8 & 15);
   constexpr bool rounds = is_real<Wide> && sizeof(Element) != sizeof(Wide);
   Wide storage[simdgroup_width];
-  Values<Wide> values = {storage, simd.active, static_cast<Collective>(simd.code & 0xFF),
-                         nullptr, identity<Wide>(combine)};
+  Values<Wide> values = {storage, simd.active, static_cast<Collective>(simd.code & 0xFF), nullptr,
+                         identity<Wide>(combine)};
   if constexpr (rounds) values.round = rounded<Element>;
   Element* elements = reinterpret_cast<Element*>(exchange);
   const uint32_t components = simd.code >> 16 & 15;

@@ -15,7 +15,8 @@
 #endif
 
 #if defined(__x86_64__)
-// System V: rbp, rbx, r12 to r15 are the caller's; mxcsr and the x87 control word never change here.
+// System V: rbp, rbx, r12 to r15 are the caller's; mxcsr and the x87 control word never change
+// here.
 __asm__(
     ".text\n"
     ".p2align 4\n"

@@ -1,4 +1,5 @@
-// Error messages: the first one of a threadgroup is kept, with counts of threads and lines of the source.
+// Error messages: the first one of a threadgroup is kept, with counts of threads and lines of the
+// source.
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,7 +31,8 @@ struct Text {
   }
 };
 
-// Threads that stand at the same place: a barrier, a collective, or the kernel's end (name is null).
+// Threads that stand at the same place: a barrier, a collective, or the kernel's end (name is
+// null).
 struct Standing {
   const char* name;
   uint32_t line;
@@ -92,10 +94,11 @@ void report_divergence(Threadgroup& group) {
     else
       text.append("in %s at line %u", place.name, place.line);
   }
-  set_error(group, "divergence",
-            "threads of threadgroup (%u, %u, %u) wait for one another: %s. All threads of a threadgroup "
-            "must reach the same threadgroup_barrier, all lanes of a simdgroup the same collective",
-            group.position[0], group.position[1], group.position[2], text.characters);
+  set_error(
+      group, "divergence",
+      "threads of threadgroup (%u, %u, %u) wait for one another: %s. All threads of a threadgroup "
+      "must reach the same threadgroup_barrier, all lanes of a simdgroup the same collective",
+      group.position[0], group.position[1], group.position[2], text.characters);
 }
 
 }  // namespace metalsim

@@ -1,5 +1,6 @@
-// What a kernel library and the runtime share: threads as fibers, simdgroups with their exchange areas, the
-// rendezvous calls. Freestanding: kernels include it through the shim, beside no C or C++ library header.
+// What a kernel library and the runtime share: threads as fibers, simdgroups with their exchange
+// areas, the rendezvous calls. Freestanding: kernels include it through the shim, beside no C or
+// C++ library header.
 #pragma once
 
 #include "abi.h"
@@ -44,15 +45,17 @@ constexpr uint32_t pack(Collective collective, uint32_t a = 0, uint32_t b = 0, u
   return static_cast<uint32_t>(collective) | a << 8 | b << 12 | c << 16 | d << 20;
 }
 
-constexpr uint32_t pack(Collective collective, Combine combine, ScalarType type, uint32_t components) {
+constexpr uint32_t pack(Collective collective, Combine combine, ScalarType type,
+                        uint32_t components) {
   return pack(collective, static_cast<uint32_t>(combine), static_cast<uint32_t>(type), components);
 }
 
 // The offsets of a matrix multiply's operands in the exchange area: 8x8 row-major elements each.
 inline constexpr uint32_t matrix_operand_bytes = 256;
 
-// The lanes of one simdgroup as bit masks. Operands of a collective go through `exchange`; two areas take
-// turns, so a lane may begin the next collective while others still read the results of the last.
+// The lanes of one simdgroup as bit masks. Operands of a collective go through `exchange`; two
+// areas take turns, so a lane may begin the next collective while others still read the results of
+// the last.
 struct alignas(64) Simdgroup {
   uint32_t existing;
   uint32_t present;  // existing, and not returned from the kernel
@@ -78,8 +81,7 @@ struct alignas(64) Fiber {
   const char* name;  // what it waits for, and where
   uint32_t line;
   uint16_t lane;
-  uint16_t thread;          // index in the threadgroup
-  uint16_t matrix_element;  // its first element of an 8x8 matrix, row-major; the second follows
+  uint16_t thread;  // index in the threadgroup
   uint32_t position[3];
 };
 
@@ -109,10 +111,10 @@ struct ThreadgroupVariable {
 // The part of a threadgroup that kernels read: where it stands and what is bound.
 struct ThreadgroupView {
   uint32_t position[3];
-  uint32_t size[3];        // of this threadgroup: smaller at the edge of the grid
-  uint32_t group[3];       // as dispatched
-  uint32_t groups[3];      // in the grid
-  uint32_t grid[3];        // in threads
+  uint32_t size[3];    // of this threadgroup: smaller at the edge of the grid
+  uint32_t group[3];   // as dispatched
+  uint32_t groups[3];  // in the grid
+  uint32_t grid[3];    // in threads
   uint32_t simdgroup_count;
   uint32_t thread_count;
   void* buffers[METALSIM_BUFFERS];
@@ -120,7 +122,8 @@ struct ThreadgroupView {
   ThreadgroupVariable variables[max_variables];
 };
 
-// Apple's layout of an 8x8 matrix over 32 lanes, two neighbours of a row each (MLX's get_coord and others agree).
+// Apple's layout of an 8x8 matrix over 32 lanes, two neighbours of a row each (MLX's get_coord and
+// others agree).
 constexpr uint32_t matrix_row(uint32_t lane) { return (lane / 4 & 4) + lane / 2 % 4; }
 constexpr uint32_t matrix_column(uint32_t lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
 
@@ -132,26 +135,27 @@ inline const ThreadgroupView& view(const Fiber* fiber) {
 
 extern "C" {
 
-// The fiber that runs on this OS thread, null outside kernels.
-extern METALSIM_API __thread metalsim::Fiber* metalsim_fiber
-    __attribute__((tls_model("initial-exec")));
+// The fiber that runs now, null outside kernels, and its lane. To the code of one kernel both are
+// constants, which `const` tells the compiler: it keeps them in registers across collectives.
+METALSIM_API metalsim::Fiber* metalsim_current_fiber(void) __attribute__((const));
+METALSIM_API uint32_t metalsim_current_lane(void) __attribute__((const));
 
-// The same as a call, which the instrumentation of checking builds does not report as a memory access.
-METALSIM_API metalsim::Fiber* metalsim_current_fiber(void);
-
-// Waits until every present lane of the simdgroup asks for the same collective, then carries it out.
+// Waits until every present lane of the simdgroup asks for the same collective, then carries it
+// out.
 METALSIM_API void metalsim_meet(metalsim::Fiber* fiber, uint32_t code, const char* name,
                                 uint32_t line);
 
 // Waits until every thread of the threadgroup stands at the same barrier.
-METALSIM_API void metalsim_threadgroup_barrier(metalsim::Fiber* fiber, uint32_t flags, uint32_t line);
+METALSIM_API void metalsim_threadgroup_barrier(metalsim::Fiber* fiber, uint32_t flags,
+                                               uint32_t line);
 
 // simdgroup_barrier: a collective that orders the memory named by flags.
 METALSIM_API void metalsim_simdgroup_barrier(metalsim::Fiber* fiber, uint32_t flags, uint32_t line);
 
 // The first thread of a threadgroup that reaches a variable allocates it, filled with 0xFF (NaN).
-METALSIM_API void* metalsim_threadgroup_variable(metalsim::Fiber* fiber, uint32_t id, uint32_t bytes,
-                                                 uint32_t alignment, const char* name);
+METALSIM_API void* metalsim_threadgroup_variable(metalsim::Fiber* fiber, uint32_t id,
+                                                 uint32_t bytes, uint32_t alignment,
+                                                 const char* name);
 
 METALSIM_API void metalsim_count(uint32_t counter, uint64_t amount);
 }

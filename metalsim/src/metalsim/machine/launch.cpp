@@ -1,4 +1,5 @@
-// One launch: OS threads ("workers") take threadgroups from a shared counter until all are done or one fails.
+// One launch: OS threads ("workers") take threadgroups from a shared counter until all are done or
+// one fails.
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,8 +12,8 @@
 namespace metalsim {
 namespace {
 
-// Stacks follow one another at this distance. The odd part spreads their hot ends over the sets of the nearest
-// cache; with a power of two all of them would share one set.
+// Stacks follow one another at this distance. The odd part spreads their hot ends over the sets of
+// the nearest cache; with a power of two all of them would share one set.
 constexpr uint64_t stack_stride = 128 * 1024 + 576;
 constexpr uint64_t stack_mark = 0x6D6574616C73696Du;  // at the low end of each stack
 
@@ -100,7 +101,8 @@ void check_stacks(Threadgroup& group) {
     unsigned char* low_end = group.stacks + thread * group.stack_stride;
     if (memcmp(low_end, &stack_mark, sizeof stack_mark) == 0) continue;
     memcpy(low_end, &stack_mark, sizeof stack_mark);
-    set_error(group, "stack", "thread %u uses more than the %u bytes of its stack: its arrays are too large",
+    set_error(group, "stack",
+              "thread %u uses more than the %u bytes of its stack: its arrays are too large",
               thread, static_cast<unsigned>(group.stack_stride));
   }
 }
@@ -219,7 +221,8 @@ void choose_order(Launch& shared) {
     shared.stride = (shared.stride + 1) % shared.total;
 }
 
-// Compilers may read through a reference before the branch that guards it, so unbound buffers point at zeros.
+// Compilers may read through a reference before the branch that guards it, so unbound buffers point
+// at zeros.
 void bind_buffers(Launch& shared) {
   for (uint32_t index = 0; index < METALSIM_BUFFERS; ++index) {
     shared.buffers[index] = shared.launch->buffers[index];
@@ -257,8 +260,8 @@ int metalsim_run(const metalsim_entry* entry, metalsim_launch* launch) {
   }
   shared.total = 1;
   for (int axis = 0; axis < 3; ++axis) {
-    shared.groups[axis] =
-        (static_cast<uint64_t>(launch->threads[axis]) + launch->group[axis] - 1) / launch->group[axis];
+    shared.groups[axis] = (static_cast<uint64_t>(launch->threads[axis]) + launch->group[axis] - 1) /
+                          launch->group[axis];
     shared.total *= shared.groups[axis];
   }
   if (shared.total == 0) return 0;
@@ -272,10 +275,18 @@ int metalsim_run(const metalsim_entry* entry, metalsim_launch* launch) {
 
 const char* metalsim_counter_name(uint32_t index) {
   static const char* const names[] = {
-      "matrix_multiplies",        "device_bytes_loaded",      "device_bytes_stored",
-      "constant_bytes_loaded",    "threadgroup_bytes_loaded", "threadgroup_bytes_stored",
-      "threadgroup_barriers",     "simdgroup_barriers",       "shuffles",
-      "reductions",               "votes",                    "exponentials",
+      "matrix_multiplies",
+      "device_bytes_loaded",
+      "device_bytes_stored",
+      "constant_bytes_loaded",
+      "threadgroup_bytes_loaded",
+      "threadgroup_bytes_stored",
+      "threadgroup_barriers",
+      "simdgroup_barriers",
+      "shuffles",
+      "reductions",
+      "votes",
+      "exponentials",
       "atomics",
   };
   static_assert(sizeof names / sizeof names[0] == counter_count);

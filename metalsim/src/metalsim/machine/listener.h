@@ -1,5 +1,5 @@
-// Where checkers listen: memory accesses, barriers, and the life of each threadgroup. Only checking builds of the
-// runtime have listeners; in fast builds every call below is empty.
+// Where checkers listen: memory accesses, barriers, and the life of each threadgroup. Only checking
+// builds of the runtime have listeners; in fast builds every call below is empty.
 #pragma once
 
 #include "threadgroup.h"
@@ -30,8 +30,8 @@ struct Region {
   uint64_t bytes;
 };
 
-// A checker or counter: any of the calls may be null. All run on the fiber's own stack; a checker that finds an error
-// calls fail().
+// A checker or counter: any of the calls may be null. All run on the fiber's own stack; a checker
+// that finds an error calls fail().
 struct Listener {
   void (*begin)(Threadgroup&);
   void (*access)(Fiber&, const Access&, const Region&);

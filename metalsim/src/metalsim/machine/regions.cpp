@@ -12,8 +12,8 @@
 namespace metalsim {
 namespace {
 
-// The images of the running program that hold its constants: the kernel library and the runtime. Each OS
-// thread keeps its own, since launches may overlap.
+// The images of the running program that hold its constants: the kernel library and the runtime.
+// Each OS thread keeps its own, since launches may overlap.
 struct Image {
   const unsigned char* begin;
   const unsigned char* end;
@@ -78,7 +78,8 @@ bool find_variable(const Threadgroup& group, const Access& access, Region& regio
   region = {Space::unknown, 0, nullptr, 0};
   for (uint32_t index = 0; index < group.declared_count; ++index) {
     const ThreadgroupVariable& variable = group.variables[group.declared[index]];
-    if (access.address < variable.base || access.address + access.bytes > variable.base + variable.bytes)
+    if (access.address < variable.base ||
+        access.address + access.bytes > variable.base + variable.bytes)
       continue;
     region = {Space::threadgroup, group.declared[index], variable.base, variable.bytes};
     break;
@@ -103,7 +104,8 @@ bool find_buffer(const Threadgroup& group, const Access& access, Region& region)
     if (!is_bound(group, index)) continue;
     const Region candidate = buffer_region(group, index);
     if (access.address < candidate.base) continue;
-    if (static_cast<uint64_t>(access.address - candidate.base) + access.bytes > candidate.bytes) continue;
+    if (static_cast<uint64_t>(access.address - candidate.base) + access.bytes > candidate.bytes)
+      continue;
     region = candidate;
     return true;
   }
@@ -113,7 +115,8 @@ bool find_buffer(const Threadgroup& group, const Access& access, Region& region)
 bool find_unbound(const Threadgroup& group, const Access& access, Region& region) {
   const uint64_t offset = static_cast<uint64_t>(access.address - group.unbound);
   if (group.unbound == nullptr || offset >= METALSIM_BUFFERS * unbound_bytes) return false;
-  region = {Space::unbound, static_cast<uint32_t>(offset / unbound_bytes), group.unbound, unbound_bytes};
+  region = {Space::unbound, static_cast<uint32_t>(offset / unbound_bytes), group.unbound,
+            unbound_bytes};
   return true;
 }
 
@@ -124,7 +127,8 @@ bool find_region(Threadgroup& group, const Access& access, Region& region) {
   if (in_arena < arena_bytes) return find_variable(group, access, region);
   if (static_cast<uint64_t>(access.address - group.memory) < group.memory_bytes) return false;
   if (find_buffer(group, access, region)) return true;
-  if (contains(program_image, access.address) || contains(runtime_image, access.address)) return false;
+  if (contains(program_image, access.address) || contains(runtime_image, access.address))
+    return false;
   if (find_unbound(group, access, region)) return true;
   region = {Space::unknown, 0, nullptr, 0};
   return true;

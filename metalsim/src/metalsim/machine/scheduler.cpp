@@ -1,12 +1,14 @@
-// Runs the threads of a threadgroup as fibers of one OS thread. A fiber gives way only at a barrier or a
-// collective; sets of lanes are bit masks, so that arriving, releasing and choosing are a few instructions.
+// Runs the threads of a threadgroup as fibers of one OS thread. A fiber gives way only at a barrier
+// or a collective; sets of lanes are bit masks, so that arriving, releasing and choosing are a few
+// instructions.
 #include "context.h"
 #include "listener.h"
 #include "threadgroup.h"
 
-__thread metalsim::Fiber* metalsim_fiber = nullptr;
-
 namespace metalsim {
+
+__thread Fiber* running_fiber = nullptr;
+
 namespace {
 
 uint32_t lowest(uint32_t mask) { return static_cast<uint32_t>(__builtin_ctz(mask)); }
@@ -25,7 +27,8 @@ Fiber* take_lane(Threadgroup& group, Simdgroup& simd, uint32_t lane) {
   return &group.fibers[simd.index * simdgroup_width + lane];
 }
 
-// The choice that is not the usual one: a random one, or the first of another simdgroup; null when nothing can run.
+// The choice that is not the usual one: a random one, or the first of another simdgroup; null when
+// nothing can run.
 __attribute__((noinline)) Fiber* choose(Threadgroup& group, Simdgroup& last) {
   if (last.runnable == 0) group.runnable_simdgroups &= ~(1u << last.index);
   if (group.runnable_simdgroups == 0) return nullptr;
@@ -34,23 +37,24 @@ __attribute__((noinline)) Fiber* choose(Threadgroup& group, Simdgroup& last) {
     return take_lane(group, simd, lowest(simd.runnable));
   }
   const bool stay = last.runnable != 0 && group.random.below(8) < group.stickiness;
-  const uint32_t index =
-      stay ? last.index : random_bit(group.random, group.runnable_simdgroups);
+  const uint32_t index = stay ? last.index : random_bit(group.random, group.runnable_simdgroups);
   Simdgroup& simd = group.simdgroups[index];
   return take_lane(group, simd, random_bit(group.random, simd.runnable));
 }
 
-// Takes the next fiber out of the runnable ones. A fixed order stays in the simdgroup that ran last while it can (its
-// operands are in the nearest cache), lowest lane first.
+// Takes the next fiber out of the runnable ones. A fixed order stays in the simdgroup that ran last
+// while it can (its operands are in the nearest cache), lowest lane first.
 inline Fiber* take_next(Threadgroup& group, Fiber* fiber) {
   Simdgroup& simd = *fiber->simdgroup;
   const uint32_t runnable = simd.runnable;
-  if (runnable == 0 || group.randomize) [[unlikely]] return choose(group, simd);
+  if (runnable == 0 || group.randomize) [[unlikely]]
+    return choose(group, simd);
   simd.runnable = runnable & (runnable - 1);
   return fiber - fiber->lane + lowest(runnable);
 }
 
-// Continues another fiber, or leaves the threadgroup when none can run. Returns when `fiber` is continued.
+// Continues another fiber, or leaves the threadgroup when none can run. Returns when `fiber` is
+// continued.
 inline void give_way(Threadgroup& group, Fiber* fiber) {
   Fiber* next = take_next(group, fiber);
   if (next == fiber) return;
@@ -59,13 +63,14 @@ inline void give_way(Threadgroup& group, Fiber* fiber) {
     switch_context(&fiber->stack_pointer, group.main_context);
     __builtin_unreachable();
   }
-  metalsim_fiber = next;
+  running_fiber = next;
   switch_context(&fiber->stack_pointer, next->stack_pointer);
 }
 
 Collective collective_of(uint32_t code) { return static_cast<Collective>(code & 0xFF); }
 
-// Metal lets the lanes that are left combine values when others returned, but barriers and matrices need all.
+// Metal lets the lanes that are left combine values when others returned, but barriers and matrices
+// need all.
 bool needs_every_lane(uint32_t code) {
   return collective_of(code) == Collective::barrier ||
          collective_of(code) == Collective::matrix_multiply;
@@ -95,7 +100,8 @@ void complete(Threadgroup& group, Simdgroup& simd) {
   const Collective collective = collective_of(simd.code);
   if (collective == Collective::matrix_multiply && simd.existing != ~0u) [[unlikely]] {
     fail(group, "simdgroup",
-         "%s at line %u needs a full simdgroup of 32 threads, but simdgroup %u of threadgroup (%u, %u, %u) has %d",
+         "%s at line %u needs a full simdgroup of 32 threads, but simdgroup %u of threadgroup (%u, "
+         "%u, %u) has %d",
          simd.name, simd.line, simd.index, group.position[0], group.position[1], group.position[2],
          __builtin_popcount(simd.existing));
   }
@@ -130,7 +136,7 @@ void leave_kernel(Threadgroup& group, Fiber* fiber) {
 }
 
 void fiber_main() {
-  Fiber* fiber = metalsim_fiber;
+  Fiber* fiber = running_fiber;
   Threadgroup& group = *fiber->threadgroup;
   group.entry->body();
   leave_kernel(group, fiber);
@@ -146,8 +152,7 @@ void prepare_simdgroups(Threadgroup& group) {
     simd.index = index;
     simd.mismatch = false;
   }
-  group.runnable_simdgroups =
-      group.simdgroup_count == 32 ? ~0u : (1u << group.simdgroup_count) - 1;
+  group.runnable_simdgroups = group.simdgroup_count == 32 ? ~0u : (1u << group.simdgroup_count) - 1;
 }
 
 void prepare_fibers(Threadgroup& group) {
@@ -160,8 +165,6 @@ void prepare_fibers(Threadgroup& group) {
         fiber.threadgroup = &group;
         fiber.lane = static_cast<uint16_t>(thread % simdgroup_width);
         fiber.thread = static_cast<uint16_t>(thread);
-        fiber.matrix_element =
-            static_cast<uint16_t>(matrix_row(fiber.lane) * 8 + matrix_column(fiber.lane));
         fiber.position[0] = x;
         fiber.position[1] = y;
         fiber.position[2] = z;
@@ -180,9 +183,9 @@ void run_threadgroup(Threadgroup& group) {
   group.returned = group.arrived = 0;
   group.barrier_mismatch = false;
   notify_begin(group);
-  metalsim_fiber = choose(group, group.simdgroups[0]);
-  switch_context(&group.main_context, metalsim_fiber->stack_pointer);
-  metalsim_fiber = nullptr;
+  running_fiber = choose(group, group.simdgroups[0]);
+  switch_context(&group.main_context, running_fiber->stack_pointer);
+  running_fiber = nullptr;
   notify_end(group);
 }
 
@@ -190,7 +193,9 @@ void run_threadgroup(Threadgroup& group) {
 
 using namespace metalsim;
 
-Fiber* metalsim_current_fiber() { return metalsim_fiber; }
+Fiber* metalsim_current_fiber() { return running_fiber; }
+
+uint32_t metalsim_current_lane() { return running_fiber->lane; }
 
 void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
   Simdgroup& simd = *fiber->simdgroup;
@@ -242,5 +247,5 @@ void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
 }
 
 void metalsim_count(uint32_t counter, uint64_t amount) {
-  if (metalsim_fiber != nullptr) metalsim_fiber->threadgroup->counters[counter] += amount;
+  if (running_fiber != nullptr) running_fiber->threadgroup->counters[counter] += amount;
 }

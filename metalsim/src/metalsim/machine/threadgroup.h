@@ -18,9 +18,7 @@ struct Random {
     return mixed ^ mixed >> 31;
   }
 
-  uint32_t below(uint32_t bound) {
-    return static_cast<uint32_t>((next() >> 32) * bound >> 32);
-  }
+  uint32_t below(uint32_t bound) { return static_cast<uint32_t>((next() >> 32) * bound >> 32); }
 };
 
 struct Threadgroup : ThreadgroupView {
@@ -48,7 +46,8 @@ struct Threadgroup : ThreadgroupView {
   uint64_t stack_stride;
   const unsigned char* memory;  // the mapping that holds all of this
   uint64_t memory_bytes;
-  const unsigned char* unbound;  // zeros that stand in for unbound buffers, unbound_bytes each; may be null
+  const unsigned char*
+      unbound;  // zeros that stand in for unbound buffers, unbound_bytes each; may be null
   char error[sizeof metalsim_launch::error];
   char error_kind[sizeof metalsim_launch::error_kind];
 };
@@ -63,7 +62,10 @@ inline constexpr uint64_t unbound_bytes = 1 << 20;
 inline constexpr uint32_t arena_bytes =
     max_threadgroup_bytes + (max_variables + 1) * (arena_gap + 16);
 
-// scheduler.cpp: runs all threads of a prepared threadgroup, to the end or to the first error.
+// scheduler.cpp: the fiber that runs on this OS thread, null outside kernels.
+extern __thread Fiber* running_fiber;
+
+// Runs all threads of a prepared threadgroup, to the end or to the first error.
 void run_threadgroup(Threadgroup& group);
 
 // collectives.cpp: carries out simd.code for the lanes in simd.active.

@@ -1,4 +1,5 @@
-// Threadgroup memory: one arena a threadgroup, each variable placed when its first thread reaches it.
+// Threadgroup memory: one arena a threadgroup, each variable placed when its first thread reaches
+// it.
 #include <stdio.h>
 #include <string.h>
 

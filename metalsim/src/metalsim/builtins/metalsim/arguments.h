@@ -1,4 +1,5 @@
-// Kernel arguments: each parameter is a buffer or a builtin value, converted to the type the kernel declares.
+// Kernel arguments: each parameter is a buffer or a builtin value, converted to the type the kernel
+// declares.
 #pragma once
 
 #include "vectors.h"
@@ -7,8 +8,8 @@ namespace metalsim {
 
 namespace builtin {
 
-using backend::Position;
 using backend::dispatch_threads_per_threadgroup;
+using backend::Position;
 using backend::simdgroups_per_threadgroup;
 using backend::thread_index_in_threadgroup;
 using backend::thread_position_in_threadgroup;
@@ -27,7 +28,9 @@ METALSIM_INLINE uint32_t thread_index_in_quadgroup() { return backend::lane() % 
 METALSIM_INLINE uint32_t simdgroup_index_in_threadgroup() {
   return thread_index_in_threadgroup() / simdgroup_width;
 }
-METALSIM_INLINE uint32_t quadgroup_index_in_threadgroup() { return thread_index_in_threadgroup() / 4; }
+METALSIM_INLINE uint32_t quadgroup_index_in_threadgroup() {
+  return thread_index_in_threadgroup() / 4;
+}
 METALSIM_INLINE uint32_t dispatch_simdgroups_per_threadgroup() {
   const Position size = dispatch_threads_per_threadgroup();
   return (size.x * size.y * size.z + simdgroup_width - 1) / simdgroup_width;

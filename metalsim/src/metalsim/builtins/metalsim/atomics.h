@@ -45,16 +45,16 @@ METALSIM_INLINE bool atomic_compare_exchange_weak_explicit(volatile atomic<T>* o
                                    __ATOMIC_RELAXED);
 }
 
-#define METALSIM_ATOMIC_UPDATE(name, expression)                                                 \
-  template <class T>                                                                             \
-  METALSIM_INLINE T name(volatile atomic<T>* object, remove_cvref_t<T> operand, memory_order) {  \
-    T before, after;                                                                             \
-    __atomic_load(&object->value, &before, __ATOMIC_RELAXED);                                    \
-    do {                                                                                         \
-      after = static_cast<T>(expression);                                                        \
+#define METALSIM_ATOMIC_UPDATE(name, expression)                                                  \
+  template <class T>                                                                              \
+  METALSIM_INLINE T name(volatile atomic<T>* object, remove_cvref_t<T> operand, memory_order) {   \
+    T before, after;                                                                              \
+    __atomic_load(&object->value, &before, __ATOMIC_RELAXED);                                     \
+    do {                                                                                          \
+      after = static_cast<T>(expression);                                                         \
     } while (!__atomic_compare_exchange(&object->value, &before, &after, false, __ATOMIC_RELAXED, \
-                                        __ATOMIC_RELAXED));                                      \
-    return before;                                                                               \
+                                        __ATOMIC_RELAXED));                                       \
+    return before;                                                                                \
   }
 METALSIM_ATOMIC_UPDATE(atomic_fetch_add_explicit, before + operand)
 METALSIM_ATOMIC_UPDATE(atomic_fetch_sub_explicit, before - operand)

@@ -1,5 +1,5 @@
-// The CPU engine behind the shim: where a thread stands, how it meets the others, what surrounds a kernel. Another
-// engine replaces this file alone.
+// The CPU engine behind the shim: where a thread stands, how it meets the others, what surrounds a
+// kernel. Another engine replaces this file alone.
 #pragma once
 
 #include "../../machine/engine.h"
@@ -14,29 +14,28 @@
 // The compiler's mathematical function of one float precision.
 #define METALSIM_MATH(name) __builtin_##name##f
 
-#define METALSIM_THREADGROUP_VARIABLE(id, name, ...)                                        \
-  using metalsim_type_of_##name = __VA_ARGS__;                                              \
-  metalsim_type_of_##name& name = *static_cast<metalsim_type_of_##name*>(                   \
-      metalsim::backend::threadgroup_variable(id, sizeof(metalsim_type_of_##name),          \
-                                              alignof(metalsim_type_of_##name), #name))
+#define METALSIM_THREADGROUP_VARIABLE(id, name, ...)                                  \
+  using metalsim_type_of_##name = __VA_ARGS__;                                        \
+  metalsim_type_of_##name& name =                                                     \
+      *static_cast<metalsim_type_of_##name*>(metalsim::backend::threadgroup_variable( \
+          id, sizeof(metalsim_type_of_##name), alignof(metalsim_type_of_##name), #name))
 
-#define METALSIM_ENTRY(number, arguments, ...)                                            \
-  static void metalsim_body_##number() { metalsim::bind(&__VA_ARGS__) arguments; }        \
-  extern "C" METALSIM_API const metalsim_entry metalsim_entry_##number;                   \
-  const metalsim_entry metalsim_entry_##number = {                                        \
-      METALSIM_ABI_VERSION, metalsim::buffer_mask arguments,                              \
-      metalsim::constant_mask arguments,                                                  \
+#define METALSIM_ENTRY(number, arguments, ...)                                                  \
+  static void metalsim_body_##number() { metalsim::bind(&__VA_ARGS__) arguments; }              \
+  extern "C" METALSIM_API const metalsim_entry metalsim_entry_##number;                         \
+  const metalsim_entry metalsim_entry_##number = {                                              \
+      METALSIM_ABI_VERSION, metalsim::buffer_mask arguments, metalsim::constant_mask arguments, \
       metalsim::reference_mask(&__VA_ARGS__) arguments, &metalsim_body_##number};
 
 namespace metalsim::backend {
 
-METALSIM_INLINE Fiber* current() {
-#if defined(METALSIM_CHECK)
-  return metalsim_current_fiber();
-#else
-  return metalsim_fiber;
-#endif
-}
+// Linkers drop a library that nothing refers to, and a kernel may use no part of the machine.
+__attribute__((used)) static int (*const machine)(const metalsim_entry*,
+                                                  metalsim_launch*) = metalsim_run;
+
+METALSIM_INLINE Fiber* current() { return metalsim_current_fiber(); }
+
+METALSIM_INLINE uint32_t lane() { return metalsim_current_lane(); }
 
 METALSIM_INLINE void count([[maybe_unused]] Counter counter, [[maybe_unused]] uint64_t amount = 1) {
 #if defined(METALSIM_CHECK)
@@ -59,21 +58,20 @@ METALSIM_INLINE void simdgroup_barrier(uint32_t flags, uint32_t line) {
   metalsim_simdgroup_barrier(current(), flags, line);
 }
 
-METALSIM_INLINE uint32_t lane() { return current()->lane; }
-
 template <class T>
 METALSIM_INLINE T* exchange(Fiber* fiber) {
   Simdgroup* simd = fiber->simdgroup;
   return reinterpret_cast<T*>(simd->exchange[simd->parity]);
 }
 
-// The value of lane `source`; all bits set when that lane takes no part, for which Metal defines nothing.
+// The value of lane `source`; all bits set when that lane takes no part, for which Metal defines
+// nothing.
 template <class T>
 METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t line) {
   Fiber* fiber = current();
   T* values = exchange<T>(fiber);
   static_assert(sizeof(T) * simdgroup_width <= exchange_bytes, "too large a value for a shuffle");
-  __builtin_memcpy(static_cast<void*>(&values[fiber->lane]), &value, sizeof(T));
+  __builtin_memcpy(static_cast<void*>(&values[lane()]), &value, sizeof(T));
   metalsim_meet(fiber, pack(Collective::shuffle), name, line);
   if (source < simdgroup_width && fiber->simdgroup->active >> source & 1)
     __builtin_memcpy(static_cast<void*>(&value), &values[source], sizeof(T));
@@ -86,7 +84,7 @@ METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t l
 METALSIM_INLINE uint64_t ballot(bool predicate, const char* name, uint32_t line) {
   Fiber* fiber = current();
   unsigned char* votes = exchange<unsigned char>(fiber);
-  votes[fiber->lane] = predicate;
+  votes[lane()] = predicate;
   metalsim_meet(fiber, pack(Collective::ballot), name, line);
   uint64_t mask;
   __builtin_memcpy(&mask, votes, sizeof mask);
@@ -96,16 +94,17 @@ METALSIM_INLINE uint64_t ballot(bool predicate, const char* name, uint32_t line)
 // Combines `components` scalars over the lanes, in place.
 template <class Element>
 METALSIM_INLINE void combine(Collective collective, Combine operation, ScalarType type,
-                             Element* values, uint32_t components, const char* name, uint32_t line) {
+                             Element* values, uint32_t components, const char* name,
+                             uint32_t line) {
   static_assert(sizeof(Element) <= 8);
   Fiber* fiber = current();
   Element* shared = exchange<Element>(fiber);
   for (uint32_t index = 0; index < components; ++index)
-    shared[index * simdgroup_width + fiber->lane] = values[index];
+    shared[index * simdgroup_width + lane()] = values[index];
   metalsim_meet(fiber, pack(collective, operation, type, components), name, line);
-  const uint32_t lane = collective == Collective::reduction ? 0 : fiber->lane;
+  const uint32_t from = collective == Collective::reduction ? 0 : lane();
   for (uint32_t index = 0; index < components; ++index)
-    values[index] = shared[index * simdgroup_width + lane];
+    values[index] = shared[index * simdgroup_width + from];
 }
 
 template <class T>
@@ -119,7 +118,7 @@ METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* 
                                          const char* name, uint32_t line) {
   Fiber* fiber = current();
   unsigned char* area = exchange<unsigned char>(fiber);
-  const uint32_t element = fiber->matrix_element;
+  const uint32_t element = matrix_row(lane()) * 8 + matrix_column(lane());
   put_pair(area, element, a);
   put_pair(area + matrix_operand_bytes, element, b);
   put_pair(area + 2 * matrix_operand_bytes, element, c);
@@ -135,10 +134,16 @@ METALSIM_INLINE Position position_of(const uint32_t (&axes)[3]) {
   return {axes[0], axes[1], axes[2]};
 }
 
-METALSIM_INLINE Position thread_position_in_threadgroup() { return position_of(current()->position); }
-METALSIM_INLINE Position threadgroup_position_in_grid() { return position_of(view(current()).position); }
+METALSIM_INLINE Position thread_position_in_threadgroup() {
+  return position_of(current()->position);
+}
+METALSIM_INLINE Position threadgroup_position_in_grid() {
+  return position_of(view(current()).position);
+}
 METALSIM_INLINE Position threads_per_threadgroup() { return position_of(view(current()).size); }
-METALSIM_INLINE Position dispatch_threads_per_threadgroup() { return position_of(view(current()).group); }
+METALSIM_INLINE Position dispatch_threads_per_threadgroup() {
+  return position_of(view(current()).group);
+}
 METALSIM_INLINE Position threadgroups_per_grid() { return position_of(view(current()).groups); }
 METALSIM_INLINE Position threads_per_grid() { return position_of(view(current()).grid); }
 METALSIM_INLINE uint32_t thread_index_in_threadgroup() { return current()->thread; }

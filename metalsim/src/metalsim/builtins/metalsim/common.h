@@ -1,4 +1,5 @@
-// <metal_common> and the functions that integers and floats share: min, max, clamp, abs, mix, step and so on.
+// <metal_common> and the functions that integers and floats share: min, max, clamp, abs, mix, step
+// and so on.
 #pragma once
 
 #include "integer.h"
@@ -6,16 +7,16 @@
 namespace metal {
 
 // For floats a number wins over a NaN, as in Metal's fmin and fmax.
-#define METALSIM_ORDERED(type)                                                         \
-  METALSIM_INLINE constexpr type max(type x, type y) { return x < y || x != x ? y : x; } \
-  METALSIM_INLINE constexpr type min(type x, type y) { return y < x || x != x ? y : x; } \
+#define METALSIM_ORDERED(type)                                                              \
+  METALSIM_INLINE constexpr type max(type x, type y) { return x < y || x != x ? y : x; }    \
+  METALSIM_INLINE constexpr type min(type x, type y) { return y < x || x != x ? y : x; }    \
   METALSIM_INLINE constexpr type max3(type x, type y, type z) { return max(x, max(y, z)); } \
   METALSIM_INLINE constexpr type min3(type x, type y, type z) { return min(x, min(y, z)); } \
-  METALSIM_INLINE constexpr type median3(type x, type y, type z) {                     \
-    return max(min(x, y), min(max(x, y), z));                                          \
-  }                                                                                    \
-  METALSIM_INLINE constexpr type clamp(type x, type low, type high) {                  \
-    return min(max(x, low), high);                                                     \
+  METALSIM_INLINE constexpr type median3(type x, type y, type z) {                          \
+    return max(min(x, y), min(max(x, y), z));                                               \
+  }                                                                                         \
+  METALSIM_INLINE constexpr type clamp(type x, type low, type high) {                       \
+    return min(max(x, low), high);                                                          \
   }
 METALSIM_ORDERED(char)
 METALSIM_ORDERED(signed char)
@@ -44,16 +45,16 @@ METALSIM_INLINE constexpr T abs(T x) {
 }
 METALSIM_VECTOR_1(abs)
 
-#define METALSIM_COMMON(type)                                                             \
-  METALSIM_INLINE constexpr type mix(type x, type y, type a) { return x + (y - x) * a; }  \
-  METALSIM_INLINE constexpr type saturate(type x) { return clamp(x, type(0), type(1)); }  \
-  METALSIM_INLINE constexpr type sign(type x) {                                           \
-    return x > type(0) ? type(1) : x < type(0) ? type(-1) : x == x ? x : type(0);         \
-  }                                                                                       \
+#define METALSIM_COMMON(type)                                                                     \
+  METALSIM_INLINE constexpr type mix(type x, type y, type a) { return x + (y - x) * a; }          \
+  METALSIM_INLINE constexpr type saturate(type x) { return clamp(x, type(0), type(1)); }          \
+  METALSIM_INLINE constexpr type sign(type x) {                                                   \
+    return x > type(0) ? type(1) : x < type(0) ? type(-1) : x == x ? x : type(0);                 \
+  }                                                                                               \
   METALSIM_INLINE constexpr type step(type edge, type x) { return x < edge ? type(0) : type(1); } \
-  METALSIM_INLINE constexpr type smoothstep(type low, type high, type x) {                \
-    const type t = saturate((x - low) / (high - low));                                    \
-    return t * t * (type(3) - type(2) * t);                                               \
+  METALSIM_INLINE constexpr type smoothstep(type low, type high, type x) {                        \
+    const type t = saturate((x - low) / (high - low));                                            \
+    return t * t * (type(3) - type(2) * t);                                                       \
   }
 METALSIM_COMMON(float)
 METALSIM_COMMON(half)

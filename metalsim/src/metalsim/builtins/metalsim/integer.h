@@ -116,14 +116,16 @@ METALSIM_INLINE constexpr T extract_bits(T x, uint offset, uint bits) {
   const uint width = static_cast<uint>(metalsim::bit_count<T>);
   if (bits == 0 || offset >= width) return 0;
   const uint unused = width - bits;
-  return static_cast<T>(static_cast<T>(static_cast<Bits>(static_cast<Bits>(x) << (unused - offset))) >> unused);
+  return static_cast<T>(
+      static_cast<T>(static_cast<Bits>(static_cast<Bits>(x) << (unused - offset))) >> unused);
 }
 template <metalsim::integer T>
 METALSIM_INLINE constexpr T insert_bits(T base, T insert, uint offset, uint bits) {
   using Bits = metalsim::unsigned_of<T>;
   if (bits == 0) return base;
   const Bits all = static_cast<Bits>(~static_cast<Bits>(0));
-  const Bits mask = static_cast<Bits>(static_cast<Bits>(all >> (metalsim::bit_count<T> - bits)) << offset);
+  const Bits mask =
+      static_cast<Bits>(static_cast<Bits>(all >> (metalsim::bit_count<T> - bits)) << offset);
   return static_cast<T>((static_cast<Bits>(base) & ~mask) |
                         (static_cast<Bits>(static_cast<Bits>(insert) << offset) & mask));
 }

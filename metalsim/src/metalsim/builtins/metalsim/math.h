@@ -1,47 +1,48 @@
-// <metal_math>: functions of float and half, scalars and vectors. half is computed in float and rounded once. bfloat has
-// none of its own in Metal; it converts to float. fast:: and precise:: are the same functions here.
+// <metal_math>: functions of float and half, scalars and vectors. half is computed in float and
+// rounded once. bfloat has none of its own in Metal; it converts to float. fast:: and precise:: are
+// the same functions here.
 #pragma once
 
 #include "vector_operators.h"
 
-#define METALSIM_VECTOR_1(name)                                                           \
-  template <metalsim::vector V>                                                           \
-  METALSIM_INLINE auto name(const V& x) {                                                 \
-    return metalsim::map(x, [](auto element) { return name(element); });                  \
+#define METALSIM_VECTOR_1(name)                                          \
+  template <metalsim::vector V>                                          \
+  METALSIM_INLINE auto name(const V& x) {                                \
+    return metalsim::map(x, [](auto element) { return name(element); }); \
   }
 
-#define METALSIM_VECTOR_2(name)                                                           \
-  template <class X, class Y>                                                             \
-    requires metalsim::vector_operands<X, Y>                                              \
-  METALSIM_INLINE constexpr auto name(const X& x, const Y& y) {                           \
-    using V = metalsim::common_vector<X, Y>;                                              \
-    V a(x), b(y), result(0);                                                              \
-    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(a[i], b[i]);    \
-    return result;                                                                        \
+#define METALSIM_VECTOR_2(name)                                                        \
+  template <class X, class Y>                                                          \
+    requires metalsim::vector_operands<X, Y>                                           \
+  METALSIM_INLINE constexpr auto name(const X& x, const Y& y) {                        \
+    using V = metalsim::common_vector<X, Y>;                                           \
+    V a(x), b(y), result(0);                                                           \
+    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(a[i], b[i]); \
+    return result;                                                                     \
   }
 
-#define METALSIM_VECTOR_3(name)                                                           \
-  template <class X, class Y, class Z>                                                    \
-    requires metalsim::vector_operands<X, Y, Z>                                           \
-  METALSIM_INLINE constexpr auto name(const X& x, const Y& y, const Z& z) {               \
-    using V = metalsim::common_vector<X, Y, Z>;                                           \
-    V a(x), b(y), c(z), result(0);                                                        \
+#define METALSIM_VECTOR_3(name)                                                              \
+  template <class X, class Y, class Z>                                                       \
+    requires metalsim::vector_operands<X, Y, Z>                                              \
+  METALSIM_INLINE constexpr auto name(const X& x, const Y& y, const Z& z) {                  \
+    using V = metalsim::common_vector<X, Y, Z>;                                              \
+    V a(x), b(y), c(z), result(0);                                                           \
     for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(a[i], b[i], c[i]); \
-    return result;                                                                        \
+    return result;                                                                           \
   }
 
-#define METALSIM_MATH_1(name, expression)                                                 \
-  METALSIM_INLINE float name(float x) { return expression; }                              \
-  METALSIM_INLINE half name(half x) { return half(name(float(x))); }                      \
+#define METALSIM_MATH_1(name, expression)                            \
+  METALSIM_INLINE float name(float x) { return expression; }         \
+  METALSIM_INLINE half name(half x) { return half(name(float(x))); } \
   METALSIM_VECTOR_1(name)
 
-#define METALSIM_MATH_2(name, expression)                                                 \
-  METALSIM_INLINE float name(float x, float y) { return expression; }                     \
-  METALSIM_INLINE half name(half x, half y) { return half(name(float(x), float(y))); }    \
+#define METALSIM_MATH_2(name, expression)                                              \
+  METALSIM_INLINE float name(float x, float y) { return expression; }                  \
+  METALSIM_INLINE half name(half x, half y) { return half(name(float(x), float(y))); } \
   METALSIM_VECTOR_2(name)
 
 // A function that Apple's special-function unit takes: counted in checking builds.
-#define METALSIM_EXPONENTIAL(name, expression)                                            \
+#define METALSIM_EXPONENTIAL(name, expression) \
   METALSIM_MATH_1(name, (metalsim::backend::count(metalsim::exponentials), expression))
 
 namespace metalsim {
@@ -120,7 +121,9 @@ METALSIM_INLINE half fmin3(half x, half y, half z) { return fmin(x, fmin(y, z));
 METALSIM_INLINE float fmedian3(float x, float y, float z) {
   return fmax(fmin(x, y), fmin(fmax(x, y), z));
 }
-METALSIM_INLINE half fmedian3(half x, half y, half z) { return fmax(fmin(x, y), fmin(fmax(x, y), z)); }
+METALSIM_INLINE half fmedian3(half x, half y, half z) {
+  return fmax(fmin(x, y), fmin(fmax(x, y), z));
+}
 METALSIM_VECTOR_3(fmax3)
 METALSIM_VECTOR_3(fmin3)
 METALSIM_VECTOR_3(fmedian3)
@@ -153,106 +156,106 @@ METALSIM_INLINE half sincos(half x, half& cosine) {
 
 namespace fast {
 using metal::acos;
-using metal::asin;
-using metal::atan;
 using metal::acosh;
+using metal::asin;
 using metal::asinh;
-using metal::atanh;
-using metal::cos;
-using metal::sin;
-using metal::tan;
-using metal::log;
-using metal::log2;
-using metal::log10;
-using metal::ceil;
-using metal::floor;
-using metal::rint;
-using metal::round;
-using metal::trunc;
-using metal::sqrt;
-using metal::exp;
-using metal::exp2;
-using metal::sinh;
-using metal::cosh;
-using metal::tanh;
-using metal::exp10;
-using metal::fabs;
-using metal::rsqrt;
-using metal::sinpi;
-using metal::cospi;
-using metal::tanpi;
-using metal::fract;
+using metal::atan;
 using metal::atan2;
+using metal::atanh;
+using metal::ceil;
 using metal::copysign;
+using metal::cos;
+using metal::cosh;
+using metal::cospi;
 using metal::divide;
+using metal::exp;
+using metal::exp10;
+using metal::exp2;
+using metal::fabs;
 using metal::fdim;
-using metal::fmax;
-using metal::fmin;
-using metal::fmod;
-using metal::pow;
-using metal::powr;
-using metal::nextafter;
+using metal::floor;
 using metal::fma;
+using metal::fmax;
 using metal::fmax3;
-using metal::fmin3;
 using metal::fmedian3;
+using metal::fmin;
+using metal::fmin3;
+using metal::fmod;
+using metal::fract;
+using metal::frexp;
 using metal::ilogb;
 using metal::ldexp;
-using metal::frexp;
+using metal::log;
+using metal::log10;
+using metal::log2;
 using metal::modf;
+using metal::nextafter;
+using metal::pow;
+using metal::powr;
+using metal::rint;
+using metal::round;
+using metal::rsqrt;
+using metal::sin;
 using metal::sincos;
+using metal::sinh;
+using metal::sinpi;
+using metal::sqrt;
+using metal::tan;
+using metal::tanh;
+using metal::tanpi;
+using metal::trunc;
 }  // namespace fast
 
 namespace precise {
 using metal::acos;
-using metal::asin;
-using metal::atan;
 using metal::acosh;
+using metal::asin;
 using metal::asinh;
-using metal::atanh;
-using metal::cos;
-using metal::sin;
-using metal::tan;
-using metal::log;
-using metal::log2;
-using metal::log10;
-using metal::ceil;
-using metal::floor;
-using metal::rint;
-using metal::round;
-using metal::trunc;
-using metal::sqrt;
-using metal::exp;
-using metal::exp2;
-using metal::sinh;
-using metal::cosh;
-using metal::tanh;
-using metal::exp10;
-using metal::fabs;
-using metal::rsqrt;
-using metal::sinpi;
-using metal::cospi;
-using metal::tanpi;
-using metal::fract;
+using metal::atan;
 using metal::atan2;
+using metal::atanh;
+using metal::ceil;
 using metal::copysign;
+using metal::cos;
+using metal::cosh;
+using metal::cospi;
 using metal::divide;
+using metal::exp;
+using metal::exp10;
+using metal::exp2;
+using metal::fabs;
 using metal::fdim;
-using metal::fmax;
-using metal::fmin;
-using metal::fmod;
-using metal::pow;
-using metal::powr;
-using metal::nextafter;
+using metal::floor;
 using metal::fma;
+using metal::fmax;
 using metal::fmax3;
-using metal::fmin3;
 using metal::fmedian3;
+using metal::fmin;
+using metal::fmin3;
+using metal::fmod;
+using metal::fract;
+using metal::frexp;
 using metal::ilogb;
 using metal::ldexp;
-using metal::frexp;
+using metal::log;
+using metal::log10;
+using metal::log2;
 using metal::modf;
+using metal::nextafter;
+using metal::pow;
+using metal::powr;
+using metal::rint;
+using metal::round;
+using metal::rsqrt;
+using metal::sin;
 using metal::sincos;
+using metal::sinh;
+using metal::sinpi;
+using metal::sqrt;
+using metal::tan;
+using metal::tanh;
+using metal::tanpi;
+using metal::trunc;
 }  // namespace precise
 
 }  // namespace metal

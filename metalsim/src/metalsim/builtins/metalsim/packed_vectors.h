@@ -3,22 +3,22 @@
 
 #include "vector_operators.h"
 
-#define METALSIM_PACKED_MEMBERS(N)                                                              \
-  packed_vec() = default;                                                                       \
-  template <metalsim::scalar S>                                                                 \
-  METALSIM_INLINE constexpr packed_vec(S value) : packed_vec(vec<T, N>(value)) {}               \
-  template <metalsim::vector V>                                                                 \
-    requires(metalsim::Shape<V>::length == N)                                                   \
-  METALSIM_INLINE constexpr explicit(!__is_same(metalsim::element_of<V>, T))                    \
-      packed_vec(const V& values)                                                               \
-      : elements{} {                                                                            \
-    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(values[index]);    \
-  }                                                                                             \
-  template <metalsim::component_source... Sources>                                              \
-    requires(sizeof...(Sources) > 1 && (metalsim::Shape<Sources>::length + ...) == N)           \
-  METALSIM_INLINE constexpr packed_vec(const Sources&... sources)                               \
-      : packed_vec(vec<T, N>(sources...)) {}                                                    \
-  METALSIM_INLINE constexpr T& operator[](int index) { return elements[index]; }                \
+#define METALSIM_PACKED_MEMBERS(N)                                                           \
+  packed_vec() = default;                                                                    \
+  template <metalsim::scalar S>                                                              \
+  METALSIM_INLINE constexpr packed_vec(S value) : packed_vec(vec<T, N>(value)) {}            \
+  template <metalsim::vector V>                                                              \
+    requires(metalsim::Shape<V>::length == N)                                                \
+  METALSIM_INLINE constexpr explicit(!__is_same(metalsim::element_of<V>, T))                 \
+      packed_vec(const V& values)                                                            \
+      : elements{} {                                                                         \
+    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(values[index]); \
+  }                                                                                          \
+  template <metalsim::component_source... Sources>                                           \
+    requires(sizeof...(Sources) > 1 && (metalsim::Shape<Sources>::length + ...) == N)        \
+  METALSIM_INLINE constexpr packed_vec(const Sources&... sources)                            \
+      : packed_vec(vec<T, N>(sources...)) {}                                                 \
+  METALSIM_INLINE constexpr T& operator[](int index) { return elements[index]; }             \
   METALSIM_INLINE constexpr const T& operator[](int index) const { return elements[index]; }
 
 namespace metal {
@@ -88,14 +88,14 @@ struct packed_vec<T, 4> {
 
 }  // namespace metal
 
-#define METALSIM_PACKED_TYPES(type)                 \
-  namespace metal {                                 \
-  using packed_##type##2 = packed_vec<type, 2>;     \
-  using packed_##type##3 = packed_vec<type, 3>;     \
-  using packed_##type##4 = packed_vec<type, 4>;     \
-  }                                                 \
-  using metal::packed_##type##2;                    \
-  using metal::packed_##type##3;                    \
+#define METALSIM_PACKED_TYPES(type)             \
+  namespace metal {                             \
+  using packed_##type##2 = packed_vec<type, 2>; \
+  using packed_##type##3 = packed_vec<type, 3>; \
+  using packed_##type##4 = packed_vec<type, 4>; \
+  }                                             \
+  using metal::packed_##type##2;                \
+  using metal::packed_##type##3;                \
   using metal::packed_##type##4;
 METALSIM_PACKED_TYPES(char)
 METALSIM_PACKED_TYPES(uchar)

@@ -1,5 +1,5 @@
-// Quadgroups: four neighbouring lanes. All lanes of the simdgroup must reach the call together here, which is more than
-// Metal asks.
+// Quadgroups: four neighbouring lanes. All lanes of the simdgroup must reach the call together
+// here, which is more than Metal asks.
 #pragma once
 
 #include "common.h"
@@ -107,10 +107,10 @@ METALSIM_INLINE bool quad_is_first(uint line = __builtin_LINE()) {
          metalsim::quad_lane(static_cast<uint>(__builtin_ctzl(lanes >> metalsim::quad_lane(0))));
 }
 
-#define METALSIM_QUAD_FOLD(name, expression)                                                      \
-  template <class T>                                                                              \
-  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                                  \
-    return metalsim::quad_fold(data, #name, line, [](T x, T y) { return T(expression); });        \
+#define METALSIM_QUAD_FOLD(name, expression)                                               \
+  template <class T>                                                                       \
+  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                           \
+    return metalsim::quad_fold(data, #name, line, [](T x, T y) { return T(expression); }); \
   }
 METALSIM_QUAD_FOLD(quad_sum, x + y)
 METALSIM_QUAD_FOLD(quad_product, x* y)
@@ -121,11 +121,11 @@ METALSIM_QUAD_FOLD(quad_or, x | y)
 METALSIM_QUAD_FOLD(quad_xor, x ^ y)
 #undef METALSIM_QUAD_FOLD
 
-#define METALSIM_QUAD_SCAN(name, neutral, inclusive, op)                                          \
-  template <class T>                                                                              \
-  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                                  \
-    return metalsim::quad_scan(data, T(neutral), inclusive, #name, line,                          \
-                               [](T x, T y) { return T(x op y); });                               \
+#define METALSIM_QUAD_SCAN(name, neutral, inclusive, op)                 \
+  template <class T>                                                     \
+  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {         \
+    return metalsim::quad_scan(data, T(neutral), inclusive, #name, line, \
+                               [](T x, T y) { return T(x op y); });      \
   }
 METALSIM_QUAD_SCAN(quad_prefix_inclusive_sum, 0, true, +)
 METALSIM_QUAD_SCAN(quad_prefix_exclusive_sum, 0, false, +)

@@ -8,7 +8,9 @@ namespace metal {
 METALSIM_INLINE constexpr bool isnan(float x) { return x != x; }
 METALSIM_INLINE constexpr bool isinf(float x) { return __builtin_fabsf(x) == INFINITY; }
 METALSIM_INLINE constexpr bool isfinite(float x) { return __builtin_fabsf(x) < INFINITY; }
-METALSIM_INLINE constexpr bool isnormal(float x) { return isfinite(x) && __builtin_fabsf(x) >= FLT_MIN; }
+METALSIM_INLINE constexpr bool isnormal(float x) {
+  return isfinite(x) && __builtin_fabsf(x) >= FLT_MIN;
+}
 METALSIM_INLINE constexpr bool isnormal(half x) {
   return isfinite(x) && __builtin_fabsf(x) >= static_cast<float>(HALF_MIN);
 }
@@ -16,12 +18,12 @@ METALSIM_INLINE constexpr bool signbit(float x) { return __builtin_bit_cast(int,
 METALSIM_INLINE constexpr bool isordered(float x, float y) { return x == x && y == y; }
 METALSIM_INLINE constexpr bool isunordered(float x, float y) { return !isordered(x, y); }
 
-#define METALSIM_TEST(name)                                                                       \
-  template <metalsim::vector V>                                                                   \
-  METALSIM_INLINE constexpr auto name(const V& x) {                                               \
-    vec<bool, metalsim::Shape<V>::length> result(false);                                          \
-    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(x[i]);                  \
-    return result;                                                                                \
+#define METALSIM_TEST(name)                                                      \
+  template <metalsim::vector V>                                                  \
+  METALSIM_INLINE constexpr auto name(const V& x) {                              \
+    vec<bool, metalsim::Shape<V>::length> result(false);                         \
+    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(x[i]); \
+    return result;                                                               \
   }
 METALSIM_TEST(isnan)
 METALSIM_TEST(isinf)

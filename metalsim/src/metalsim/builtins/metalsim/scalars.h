@@ -1,5 +1,6 @@
-// Scalar types. half is the compiler's 16-bit float, built so that it rounds after every operation; bfloat is a class
-// because compilers still lack the arithmetic, with Metal's rules: implicit to float, explicit from anything.
+// Scalar types. half is the compiler's 16-bit float, built so that it rounds after every operation;
+// bfloat is a class because compilers still lack the arithmetic, with Metal's rules: implicit to
+// float, explicit from anything.
 #pragma once
 
 #include <stddef.h>
@@ -81,26 +82,27 @@ struct bfloat {
   }
 };
 
-// With an integer the result is bfloat, with float or half it is float (through bfloat's conversion).
-#define METALSIM_BFLOAT_OPERATOR(op)                                                 \
-  METALSIM_INLINE constexpr bfloat operator op(bfloat a, bfloat b) {                 \
-    return bfloat(static_cast<float>(a) op static_cast<float>(b));                   \
-  }                                                                                  \
-  template <class T>                                                                 \
-    requires metalsim::is_integer<T>                                                 \
-  METALSIM_INLINE constexpr bfloat operator op(bfloat a, T b) {                      \
-    return a op bfloat(b);                                                           \
-  }                                                                                  \
-  template <class T>                                                                 \
-    requires metalsim::is_integer<T>                                                 \
-  METALSIM_INLINE constexpr bfloat operator op(T a, bfloat b) {                      \
-    return bfloat(a) op b;                                                           \
-  }                                                                                  \
-  template <metalsim::native_scalar T>                                               \
-  METALSIM_INLINE constexpr bfloat& operator op##=(bfloat& a, T b) {                 \
-    return a = bfloat(a op b);                                                       \
-  }                                                                                  \
-  METALSIM_INLINE constexpr bfloat& operator op##=(bfloat& a, bfloat b) { return a = a op b; }
+// With an integer the result is bfloat, with float or half it is float (through bfloat's
+// conversion).
+#define METALSIM_BFLOAT_OPERATOR(op)                                  \
+  METALSIM_INLINE constexpr bfloat operator op(bfloat a, bfloat b) {  \
+    return bfloat(static_cast<float>(a) op static_cast<float>(b));    \
+  }                                                                   \
+  template <class T>                                                  \
+    requires metalsim::is_integer<T>                                  \
+  METALSIM_INLINE constexpr bfloat operator op(bfloat a, T b) {       \
+    return a op bfloat(b);                                            \
+  }                                                                   \
+  template <class T>                                                  \
+    requires metalsim::is_integer<T>                                  \
+  METALSIM_INLINE constexpr bfloat operator op(T a, bfloat b) {       \
+    return bfloat(a) op b;                                            \
+  }                                                                   \
+  template <metalsim::native_scalar T>                                \
+  METALSIM_INLINE constexpr bfloat& operator op##=(bfloat & a, T b) { \
+    return a = bfloat(a op b);                                        \
+  }                                                                   \
+  METALSIM_INLINE constexpr bfloat& operator op##=(bfloat & a, bfloat b) { return a = a op b; }
 METALSIM_BFLOAT_OPERATOR(+)
 METALSIM_BFLOAT_OPERATOR(-)
 METALSIM_BFLOAT_OPERATOR(*)

@@ -1,4 +1,5 @@
-// The Metal standard library for C++: what every translation unit of metalsim includes before the user's source.
+// The Metal standard library for C++: what every translation unit of metalsim includes before the
+// user's source.
 #pragma once
 
 #if defined(METALSIM_BACKEND_CPU)

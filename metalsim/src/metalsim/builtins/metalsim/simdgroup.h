@@ -1,4 +1,5 @@
-// <metal_simdgroup>: shuffles, votes, reductions and prefix operations over the 32 lanes of a simdgroup.
+// <metal_simdgroup>: shuffles, votes, reductions and prefix operations over the 32 lanes of a
+// simdgroup.
 #pragma once
 
 #include "synchronization.h"
@@ -35,7 +36,8 @@ METALSIM_INLINE ushort __metal_get_thread_index_in_simdgroup(ushort) {
   return static_cast<ushort>(metalsim::backend::lane());
 }
 
-// Shuffles. Lanes whose source lies outside the simdgroup keep their own value, as Metal says of up and down.
+// Shuffles. Lanes whose source lies outside the simdgroup keep their own value, as Metal says of up
+// and down.
 template <class T>
 METALSIM_INLINE T simd_shuffle(T data, ushort lane, uint line = __builtin_LINE()) {
   return metalsim::shuffle(data, lane, "simd_shuffle", line);
@@ -56,7 +58,8 @@ METALSIM_INLINE T simd_shuffle_up(T data, ushort delta, uint line = __builtin_LI
 template <class T>
 METALSIM_INLINE T simd_shuffle_down(T data, ushort delta, uint line = __builtin_LINE()) {
   const uint lane = metalsim::backend::lane();
-  return metalsim::shuffle(data, lane + delta > 31 ? lane : lane + delta, "simd_shuffle_down", line);
+  return metalsim::shuffle(data, lane + delta > 31 ? lane : lane + delta, "simd_shuffle_down",
+                           line);
 }
 template <class T>
 METALSIM_INLINE T simd_shuffle_rotate_up(T data, ushort delta, uint line = __builtin_LINE()) {
@@ -68,13 +71,15 @@ METALSIM_INLINE T simd_shuffle_rotate_down(T data, ushort delta, uint line = __b
   return metalsim::shuffle(data, (metalsim::backend::lane() + delta) & 31,
                            "simd_shuffle_rotate_down", line);
 }
-// Where one vector ends the next begins: lanes past the end of `data` take from `filling` (modulo lanes wide).
+// Where one vector ends the next begins: lanes past the end of `data` take from `filling` (modulo
+// lanes wide).
 template <class T>
 METALSIM_INLINE T simd_shuffle_and_fill_up(T data, T filling, ushort delta, ushort modulo,
                                            uint line = __builtin_LINE()) {
   const uint lane = metalsim::backend::lane(), start = lane / modulo * modulo;
   const bool fill = lane - start < delta;
-  const T own = metalsim::shuffle(data, fill ? lane : lane - delta, "simd_shuffle_and_fill_up", line);
+  const T own =
+      metalsim::shuffle(data, fill ? lane : lane - delta, "simd_shuffle_and_fill_up", line);
   const T filled = metalsim::shuffle(filling, fill ? lane + modulo - delta : lane,
                                      "simd_shuffle_and_fill_up", line);
   return fill ? filled : own;
@@ -89,7 +94,8 @@ METALSIM_INLINE T simd_shuffle_and_fill_down(T data, T filling, ushort delta, us
                                              uint line = __builtin_LINE()) {
   const uint lane = metalsim::backend::lane(), start = lane / modulo * modulo;
   const bool fill = lane - start + delta >= modulo;
-  const T own = metalsim::shuffle(data, fill ? lane : lane + delta, "simd_shuffle_and_fill_down", line);
+  const T own =
+      metalsim::shuffle(data, fill ? lane : lane + delta, "simd_shuffle_and_fill_down", line);
   const T filled = metalsim::shuffle(filling, fill ? lane + delta - modulo : lane,
                                      "simd_shuffle_and_fill_down", line);
   return fill ? filled : own;
@@ -133,14 +139,15 @@ METALSIM_INLINE constexpr bool simd_is_helper_thread() { return false; }
 template <class T>
 METALSIM_INLINE T simd_broadcast_first(T data, uint line = __builtin_LINE()) {
   const ulong active = metalsim::backend::ballot(true, "simd_broadcast_first", line);
-  return metalsim::shuffle(data, static_cast<uint>(__builtin_ctzl(active)), "simd_broadcast_first", line);
+  return metalsim::shuffle(data, static_cast<uint>(__builtin_ctzl(active)), "simd_broadcast_first",
+                           line);
 }
 
-#define METALSIM_SIMD_COMBINE(name, collective, operation)                                      \
-  template <class T>                                                                            \
-  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                                \
+#define METALSIM_SIMD_COMBINE(name, collective, operation)                                         \
+  template <class T>                                                                               \
+  METALSIM_INLINE T name(T data, uint line = __builtin_LINE()) {                                   \
     return metalsim::combine(metalsim::Collective::collective, metalsim::Combine::operation, data, \
-                             #name, line);                                                      \
+                             #name, line);                                                         \
   }
 METALSIM_SIMD_COMBINE(simd_sum, reduction, sum)
 METALSIM_SIMD_COMBINE(simd_product, reduction, product)

@@ -1,5 +1,5 @@
-// <metal_simdgroup_matrix>: 8x8 matrices spread over a simdgroup, two elements a lane in Apple's layout. Products
-// accumulate in float and are rounded once to the element type of the result.
+// <metal_simdgroup_matrix>: 8x8 matrices spread over a simdgroup, two elements a lane in Apple's
+// layout. Products accumulate in float and are rounded once to the element type of the result.
 #pragma once
 
 #include "simdgroup.h"
@@ -104,8 +104,8 @@ METALSIM_INLINE void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d,
                                         const simdgroup_matrix<B, 8, 8>& b,
                                         uint line = __builtin_LINE()) {
   const vec<D, 2> zeros(D(0));
-  metalsim::multiply_accumulate(d.thread_elements(), a.thread_elements(), b.thread_elements(), zeros,
-                                "simdgroup_multiply", line);
+  metalsim::multiply_accumulate(d.thread_elements(), a.thread_elements(), b.thread_elements(),
+                                zeros, "simdgroup_multiply", line);
 }
 
 }  // namespace metal

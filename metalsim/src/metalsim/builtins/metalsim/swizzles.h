@@ -1,9 +1,11 @@
-// The swizzles of two, three and four letters as union members: every order, repeats included, of xyzw and of rgba.
-// Each loop level needs its own macros, because a macro does not expand inside itself.
+// The swizzles of two, three and four letters as union members: every order, repeats included, of
+// xyzw and of rgba. Each loop level needs its own macros, because a macro does not expand inside
+// itself.
 #pragma once
 
 #define METALSIM_SWIZZLE_2(storage, a, i, b, j) metalsim::Swizzle<T, storage, i, j> a##b;
-#define METALSIM_SWIZZLE_3(storage, a, i, b, j, c, k) metalsim::Swizzle<T, storage, i, j, k> a##b##c;
+#define METALSIM_SWIZZLE_3(storage, a, i, b, j, c, k) \
+  metalsim::Swizzle<T, storage, i, j, k> a##b##c;
 #define METALSIM_SWIZZLE_4(storage, a, i, b, j, c, k, d, l) \
   metalsim::Swizzle<T, storage, i, j, k, l> a##b##c##d;
 
@@ -17,7 +19,7 @@
 #define METALSIM_XY_QUAD_TAIL(...) METALSIM_XY_4(METALSIM_SWIZZLE_4, __VA_ARGS__)
 #define METALSIM_XY_QUAD_MIDDLE(...) METALSIM_XY_3(METALSIM_XY_QUAD_TAIL, __VA_ARGS__)
 #define METALSIM_XY_QUAD(...) METALSIM_XY_2(METALSIM_XY_QUAD_MIDDLE, __VA_ARGS__)
-#define METALSIM_SWIZZLES_XY(storage)              \
+#define METALSIM_SWIZZLES_XY(storage)        \
   METALSIM_XY_1(METALSIM_XY_PAIR, storage)   \
   METALSIM_XY_1(METALSIM_XY_TRIPLE, storage) \
   METALSIM_XY_1(METALSIM_XY_QUAD, storage)
@@ -32,7 +34,7 @@
 #define METALSIM_RG_QUAD_TAIL(...) METALSIM_RG_4(METALSIM_SWIZZLE_4, __VA_ARGS__)
 #define METALSIM_RG_QUAD_MIDDLE(...) METALSIM_RG_3(METALSIM_RG_QUAD_TAIL, __VA_ARGS__)
 #define METALSIM_RG_QUAD(...) METALSIM_RG_2(METALSIM_RG_QUAD_MIDDLE, __VA_ARGS__)
-#define METALSIM_SWIZZLES_RG(storage)              \
+#define METALSIM_SWIZZLES_RG(storage)        \
   METALSIM_RG_1(METALSIM_RG_PAIR, storage)   \
   METALSIM_RG_1(METALSIM_RG_TRIPLE, storage) \
   METALSIM_RG_1(METALSIM_RG_QUAD, storage)
@@ -47,7 +49,7 @@
 #define METALSIM_XYZ_QUAD_TAIL(...) METALSIM_XYZ_4(METALSIM_SWIZZLE_4, __VA_ARGS__)
 #define METALSIM_XYZ_QUAD_MIDDLE(...) METALSIM_XYZ_3(METALSIM_XYZ_QUAD_TAIL, __VA_ARGS__)
 #define METALSIM_XYZ_QUAD(...) METALSIM_XYZ_2(METALSIM_XYZ_QUAD_MIDDLE, __VA_ARGS__)
-#define METALSIM_SWIZZLES_XYZ(storage)              \
+#define METALSIM_SWIZZLES_XYZ(storage)         \
   METALSIM_XYZ_1(METALSIM_XYZ_PAIR, storage)   \
   METALSIM_XYZ_1(METALSIM_XYZ_TRIPLE, storage) \
   METALSIM_XYZ_1(METALSIM_XYZ_QUAD, storage)
@@ -62,7 +64,7 @@
 #define METALSIM_RGB_QUAD_TAIL(...) METALSIM_RGB_4(METALSIM_SWIZZLE_4, __VA_ARGS__)
 #define METALSIM_RGB_QUAD_MIDDLE(...) METALSIM_RGB_3(METALSIM_RGB_QUAD_TAIL, __VA_ARGS__)
 #define METALSIM_RGB_QUAD(...) METALSIM_RGB_2(METALSIM_RGB_QUAD_MIDDLE, __VA_ARGS__)
-#define METALSIM_SWIZZLES_RGB(storage)              \
+#define METALSIM_SWIZZLES_RGB(storage)         \
   METALSIM_RGB_1(METALSIM_RGB_PAIR, storage)   \
   METALSIM_RGB_1(METALSIM_RGB_TRIPLE, storage) \
   METALSIM_RGB_1(METALSIM_RGB_QUAD, storage)
@@ -81,7 +83,7 @@
 #define METALSIM_XYZW_QUAD_TAIL(...) METALSIM_XYZW_4(METALSIM_SWIZZLE_4, __VA_ARGS__)
 #define METALSIM_XYZW_QUAD_MIDDLE(...) METALSIM_XYZW_3(METALSIM_XYZW_QUAD_TAIL, __VA_ARGS__)
 #define METALSIM_XYZW_QUAD(...) METALSIM_XYZW_2(METALSIM_XYZW_QUAD_MIDDLE, __VA_ARGS__)
-#define METALSIM_SWIZZLES_XYZW(storage)              \
+#define METALSIM_SWIZZLES_XYZW(storage)          \
   METALSIM_XYZW_1(METALSIM_XYZW_PAIR, storage)   \
   METALSIM_XYZW_1(METALSIM_XYZW_TRIPLE, storage) \
   METALSIM_XYZW_1(METALSIM_XYZW_QUAD, storage)
@@ -100,7 +102,7 @@
 #define METALSIM_RGBA_QUAD_TAIL(...) METALSIM_RGBA_4(METALSIM_SWIZZLE_4, __VA_ARGS__)
 #define METALSIM_RGBA_QUAD_MIDDLE(...) METALSIM_RGBA_3(METALSIM_RGBA_QUAD_TAIL, __VA_ARGS__)
 #define METALSIM_RGBA_QUAD(...) METALSIM_RGBA_2(METALSIM_RGBA_QUAD_MIDDLE, __VA_ARGS__)
-#define METALSIM_SWIZZLES_RGBA(storage)              \
+#define METALSIM_SWIZZLES_RGBA(storage)          \
   METALSIM_RGBA_1(METALSIM_RGBA_PAIR, storage)   \
   METALSIM_RGBA_1(METALSIM_RGBA_TRIPLE, storage) \
   METALSIM_RGBA_1(METALSIM_RGBA_QUAD, storage)

@@ -1,11 +1,13 @@
-// Operators on vectors: element by element; a scalar operand becomes a vector of the other's element type.
+// Operators on vectors: element by element; a scalar operand becomes a vector of the other's
+// element type.
 #pragma once
 
 #include "vectors.h"
 
 namespace metalsim {
 
-// The vector type that several operands have in common, when at least one is a vector and the others fit it.
+// The vector type that several operands have in common, when at least one is a vector and the
+// others fit it.
 template <class... Operands>
 struct CommonVector;
 template <class First, class... Rest>
@@ -26,7 +28,8 @@ constexpr bool fits() {
     return scalar<Operand>;
 }
 template <class... Operands>
-concept vector_operands = (vector<Operands> || ...) && (fits<common_vector<Operands...>, Operands>() && ...);
+concept vector_operands =
+    (vector<Operands> || ...) && (fits<common_vector<Operands...>, Operands>() && ...);
 
 template <class V, class Operation>
 METALSIM_INLINE constexpr vector_of<V> map(const V& a, Operation operation) {
@@ -40,7 +43,8 @@ template <class V, class Result, class Operation>
 METALSIM_INLINE constexpr metal::vec<Result, Shape<V>::length> zip(const V& a, const V& b,
                                                                    Operation operation) {
   metal::vec<Result, Shape<V>::length> result(0);
-  for (int index = 0; index < Shape<V>::length; ++index) result[index] = operation(a[index], b[index]);
+  for (int index = 0; index < Shape<V>::length; ++index)
+    result[index] = operation(a[index], b[index]);
   return result;
 }
 
@@ -48,18 +52,19 @@ METALSIM_INLINE constexpr metal::vec<Result, Shape<V>::length> zip(const V& a, c
 
 namespace metal {
 
-#define METALSIM_BINARY(op)                                                        \
-  template <class L, class R>                                                      \
-    requires metalsim::vector_operands<L, R>                                           \
-  METALSIM_INLINE constexpr auto operator op(const L& a, const R& b) {             \
-    using V = metalsim::common_vector<L, R>;                        \
-    using T = metalsim::element_of<V>;                                             \
-    return metalsim::zip<V, T>(V(a), V(b), [](T x, T y) METALSIM_LAMBDA { return static_cast<T>(x op y); }); \
-  }                                                                                \
-  template <metalsim::vector L, class R>                                           \
-    requires metalsim::vector_operands<L, R>                                           \
-  METALSIM_INLINE constexpr L& operator op##=(L& a, const R& b) {                  \
-    return a = a op b;                                                             \
+#define METALSIM_BINARY(op)                                                                      \
+  template <class L, class R>                                                                    \
+    requires metalsim::vector_operands<L, R>                                                     \
+  METALSIM_INLINE constexpr auto operator op(const L& a, const R& b) {                           \
+    using V = metalsim::common_vector<L, R>;                                                     \
+    using T = metalsim::element_of<V>;                                                           \
+    return metalsim::zip<V, T>(V(a), V(b),                                                       \
+                               [](T x, T y) METALSIM_LAMBDA { return static_cast<T>(x op y); }); \
+  }                                                                                              \
+  template <metalsim::vector L, class R>                                                         \
+    requires metalsim::vector_operands<L, R>                                                     \
+  METALSIM_INLINE constexpr L& operator op##=(L & a, const R & b) {                              \
+    return a = a op b;                                                                           \
   }
 
 #define METALSIM_LAMBDA __attribute__((always_inline))
@@ -75,12 +80,12 @@ METALSIM_BINARY(<<)
 METALSIM_BINARY(>>)
 #undef METALSIM_BINARY
 
-#define METALSIM_COMPARISON(op)                                                    \
-  template <class L, class R>                                                      \
-    requires metalsim::vector_operands<L, R>                                           \
-  METALSIM_INLINE constexpr auto operator op(const L& a, const R& b) {             \
-    using V = metalsim::common_vector<L, R>;                        \
-    using T = metalsim::element_of<V>;                                             \
+#define METALSIM_COMPARISON(op)                                                                 \
+  template <class L, class R>                                                                   \
+    requires metalsim::vector_operands<L, R>                                                    \
+  METALSIM_INLINE constexpr auto operator op(const L& a, const R& b) {                          \
+    using V = metalsim::common_vector<L, R>;                                                    \
+    using T = metalsim::element_of<V>;                                                          \
     return metalsim::zip<V, bool>(V(a), V(b), [](T x, T y) METALSIM_LAMBDA { return x op y; }); \
   }
 METALSIM_COMPARISON(==)

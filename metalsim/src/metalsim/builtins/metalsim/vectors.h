@@ -1,4 +1,5 @@
-// Vectors of 2, 3, 4 (and any other number of) scalars: storage, constructors, element access, swizzles.
+// Vectors of 2, 3, 4 (and any other number of) scalars: storage, constructors, element access,
+// swizzles.
 #pragma once
 
 #include "swizzles.h"
@@ -15,7 +16,8 @@ struct packed_vec;
 
 namespace metalsim {
 
-// Some elements of a vector, in some order: a member of the vector's own union, so its storage is the vector's.
+// Some elements of a vector, in some order: a member of the vector's own union, so its storage is
+// the vector's.
 template <class T, int storage, int... indices>
 struct Swizzle;
 
@@ -80,31 +82,32 @@ METALSIM_INLINE constexpr void append(T* elements, int& next, const V& values) {
 
 }  // namespace metalsim
 
-// The members that all lengths share. A conversion to another element type must be written out, as in Metal.
-#define METALSIM_VECTOR_MEMBERS(N)                                                              \
-  vec() = default;                                                                              \
-  METALSIM_INLINE constexpr vec(const vec&) = default;                                          \
-  METALSIM_INLINE constexpr vec& operator=(const vec& other) {                                  \
-    for (int index = 0; index < N; ++index) elements[index] = other.elements[index];            \
-    return *this;                                                                               \
-  }                                                                                             \
-  template <metalsim::scalar S>                                                                 \
-  METALSIM_INLINE constexpr vec(S value) : elements{} {                                         \
-    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(value);            \
-  }                                                                                             \
-  template <metalsim::vector V>                                                                 \
-    requires(metalsim::Shape<V>::length == N)                                                   \
+// The members that all lengths share. A conversion to another element type must be written out, as
+// in Metal.
+#define METALSIM_VECTOR_MEMBERS(N)                                                                \
+  vec() = default;                                                                                \
+  METALSIM_INLINE constexpr vec(const vec&) = default;                                            \
+  METALSIM_INLINE constexpr vec& operator=(const vec& other) {                                    \
+    for (int index = 0; index < N; ++index) elements[index] = other.elements[index];              \
+    return *this;                                                                                 \
+  }                                                                                               \
+  template <metalsim::scalar S>                                                                   \
+  METALSIM_INLINE constexpr vec(S value) : elements{} {                                           \
+    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(value);              \
+  }                                                                                               \
+  template <metalsim::vector V>                                                                   \
+    requires(metalsim::Shape<V>::length == N)                                                     \
   METALSIM_INLINE constexpr explicit(!__is_same(metalsim::element_of<V>, T)) vec(const V& values) \
-      : elements{} {                                                                            \
-    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(values[index]);    \
-  }                                                                                             \
-  template <metalsim::component_source... Sources>                                              \
-    requires(sizeof...(Sources) > 1 && (metalsim::Shape<Sources>::length + ...) == N)           \
-  METALSIM_INLINE constexpr vec(const Sources&... sources) : elements{} {                       \
-    int next = 0;                                                                               \
-    (metalsim::append(elements, next, sources), ...);                                           \
-  }                                                                                             \
-  METALSIM_INLINE constexpr T& operator[](int index) { return elements[index]; }                \
+      : elements{} {                                                                              \
+    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(values[index]);      \
+  }                                                                                               \
+  template <metalsim::component_source... Sources>                                                \
+    requires(sizeof...(Sources) > 1 && (metalsim::Shape<Sources>::length + ...) == N)             \
+  METALSIM_INLINE constexpr vec(const Sources&... sources) : elements{} {                         \
+    int next = 0;                                                                                 \
+    (metalsim::append(elements, next, sources), ...);                                             \
+  }                                                                                               \
+  METALSIM_INLINE constexpr T& operator[](int index) { return elements[index]; }                  \
   METALSIM_INLINE constexpr const T& operator[](int index) const { return elements[index]; }
 
 namespace metal {
@@ -169,14 +172,14 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
 
 }  // namespace metal
 
-#define METALSIM_VECTOR_TYPES(type)     \
-  namespace metal {                     \
-  using type##2 = vec<type, 2>;         \
-  using type##3 = vec<type, 3>;         \
-  using type##4 = vec<type, 4>;         \
-  }                                     \
-  using metal::type##2;                 \
-  using metal::type##3;                 \
+#define METALSIM_VECTOR_TYPES(type) \
+  namespace metal {                 \
+  using type##2 = vec<type, 2>;     \
+  using type##3 = vec<type, 3>;     \
+  using type##4 = vec<type, 4>;     \
+  }                                 \
+  using metal::type##2;             \
+  using metal::type##3;             \
   using metal::type##4;
 METALSIM_VECTOR_TYPES(bool)
 METALSIM_VECTOR_TYPES(char)

@@ -1,0 +1,70 @@
+"""The calls both engine tests share: every feature of the contract, alone and together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SHAPE: dict[str, Any] = {
+    "seqlen_q": 37,
+    "seqlen_k": 70,
+    "heads_q": 4,
+    "heads_k": 2,
+    "head_dim": 32,
+}
+FULL_OR_CAUSAL: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "batch": {"batch": 3},
+    "causal": {"window_right": 0},
+    "causal, square": {"seqlen_k": 37, "window_right": 0},
+    "causal, more rows than keys": {"seqlen_k": 20, "window_right": 0},
+    "causal, one row": {"seqlen_q": 1, "window_right": 0},
+    "sinks": {"sinks": True, "window_right": 0},
+    "no rows": {"seqlen_q": 0},
+    "no keys": {"seqlen_k": 0},
+    "no keys but sinks": {"seqlen_k": 0, "sinks": True},
+    "scale": {"scale": 0.7},
+    "varlen": {"lengths_q": (5, 0, 37, 1), "lengths_k": (40, 7, 70, 0), "window_right": 0},
+    "varlen, used": {"lengths_q": (5, 3), "lengths_k": (40, 7), "seqused_k": (8, 0), "sinks": True},
+    "seqused_k": {"batch": 3, "seqused_k": (70, 0, 33), "window_right": 0, "sinks": True},
+    "strided": {"batch": 2, "strided": True, "poison": True, "window_right": 0},
+    "multi-query": {"heads_q": 5, "heads_k": 1, "window_right": 0},
+}
+FEATURES: dict[str, dict[str, Any]] = {
+    **FULL_OR_CAUSAL,
+    "window": {"window_left": 11, "window_right": 4},
+    "window of one key": {"window_left": 0, "window_right": 0},
+    "left window": {"window_left": 9},
+    "right window": {"window_right": 3},
+    "window, more rows than keys": {"seqlen_k": 20, "window_left": 3, "window_right": 2},
+    "softcap": {"softcap": 2.0},
+    "alibi": {"alibi": True},
+    "alibi by batch": {"batch": 2, "alibi": "batch_head", "window_right": 0},
+    "bias": {"batch": 2, "bias": True},
+    "bias by head": {"batch": 2, "bias": (True, False, True)},
+    "bias by row": {"batch": 2, "bias": (False, True, False), "bias_dtype": torch.float32},
+    "value dimension": {"head_dim": 24, "head_dim_v": 40},
+    "odd dimension": {"head_dim": 1, "head_dim_v": 3},
+    "everything": {
+        "batch": 2,
+        "window_left": 30,
+        "window_right": 5,
+        "softcap": 3.0,
+        "alibi": True,
+        "bias": True,
+        "sinks": True,
+        "seqused_k": (70, 41),
+    },
+    "everything, packed": {
+        "lengths_q": (5, 0, 37, 1),
+        "lengths_k": (40, 7, 70, 0),
+        "window_left": 30,
+        "window_right": 5,
+        "softcap": 3.0,
+        "alibi": "batch_head",
+        "bias": (False, True, False),
+        "sinks": True,
+    },
+}

@@ -1,0 +1,154 @@
+"""The portable and stock engines against the float64 oracle, feature by feature and together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flashmetal.engines import portable, stock
+from flashmetal.testing import assert_matches_reference, make_inputs
+
+from .features import DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
+
+SMALL_TILES = portable._Tiling(block_q=16, scores=1, least_keys=24)
+BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])
+
+
+@pytest.fixture(params=["one tile", "many tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls small enough for a test in one tile, and cut into many."""
+    if request.param == "many tiles":
+        monkeypatch.setattr(portable, "_tiling", lambda problem: SMALL_TILES)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("feature", FEATURES)
+def test_portable(feature: str, dtype: torch.dtype) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **FEATURES[feature]}, dtype=dtype)
+    assert portable.refuse(problem) is None
+    assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("feature", FULL_OR_CAUSAL)
+def test_stock(feature: str, dtype: torch.dtype) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **FULL_OR_CAUSAL[feature]}, dtype=dtype)
+    assert stock.refuse(problem) is None
+    assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict[str, Any]:
+    """Every feature at once, lengths from nothing to over a tile."""
+    length = st.integers(0, 60)
+    heads_k = draw(st.integers(1, 3))
+    head_dim = draw(st.integers(1, 40))
+    batch = draw(st.integers(1, 3))
+    window = st.integers(-1, 40)
+    call: dict[str, Any] = {
+        "heads_k": heads_k,
+        "heads_q": heads_k * draw(st.integers(1, 3)),
+        "head_dim": head_dim,
+        "head_dim_v": draw(st.sampled_from((head_dim, 1, 17, 48))),
+        "dtype": draw(st.sampled_from(DTYPES)),
+        "window_left": draw(window),
+        "window_right": draw(st.one_of(st.just(0), window)),
+        "softcap": draw(st.sampled_from((0.0, 1.5, 30.0))),
+        "alibi": draw(st.sampled_from((False, "head", "batch_head"))),
+        "bias": draw(st.one_of(st.just(False), st.tuples(*[st.booleans()] * 3))),
+        "sinks": draw(st.booleans()),
+        "strided": draw(st.booleans()),
+        "poison": draw(st.booleans()),
+        "seed": draw(st.integers(0, 99)),
+    }
+    lengths_k = draw(st.lists(length, min_size=batch, max_size=batch))
+    if draw(st.booleans()):
+        call["lengths_q"] = draw(st.lists(length, min_size=batch, max_size=batch))
+        call["lengths_k"] = lengths_k
+    else:
+        call |= {"batch": batch, "seqlen_q": draw(length), "seqlen_k": lengths_k[0]}
+        lengths_k = [lengths_k[0]] * batch
+    if draw(st.booleans()):
+        call["seqused_k"] = [draw(st.integers(0, most)) for most in lengths_k]
+    return call
+
+
+PROFILE = settings(
+    max_examples=3000,
+    deadline=None,
+    derandomize=False,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.mark.usefixtures("tiles")
+@PROFILE
+@given(call=calls())
+def test_portable_serves_any_call(call: dict[str, Any]) -> None:
+    problem, inputs = make_inputs(**call)
+    assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
+
+
+@PROFILE
+@given(call=calls(), causal=st.booleans())
+def test_stock_serves_any_call_it_does_not_refuse(call: dict[str, Any], causal: bool) -> None:
+    call |= {"softcap": 0.0, "alibi": False, "bias": False, "head_dim_v": None, "window_left": -1}
+    problem, inputs = make_inputs(**{**call, "window_right": 0 if causal else -1})
+    assert stock.refuse(problem) is None
+    assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
+
+
+@BOTH
+def test_two_runs_give_equal_bits(engine: Any) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, "seqlen_q": 300, "seqlen_k": 700}, window_right=0)
+    first, second = engine.forward(problem, inputs), engine.forward(problem, inputs)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+@BOTH
+@pytest.mark.parametrize("feature", ["causal", "causal, square", "varlen", "no keys"])
+def test_out_is_written_in_place(engine: Any, feature: str) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **FULL_OR_CAUSAL[feature]})
+    expected, lse = engine.forward(problem, inputs)
+    out = torch.full_like(expected, torch.nan)
+    o, lse_again = engine.forward(problem, inputs, out)
+    assert o is out
+    assert torch.equal(out, expected)
+    assert torch.equal(lse, lse_again)
+
+
+@BOTH
+def test_inputs_are_left_alone(engine: Any) -> None:
+    problem, inputs = make_inputs(**SHAPE, sinks=True, window_right=0)
+    before = [x.clone() for x in inputs if x is not None]
+    engine.forward(problem, inputs)
+    assert all(map(torch.equal, before, (x for x in inputs if x is not None)))
+
+
+def test_a_bias_of_minus_infinity_hides_rows() -> None:
+    for sinks in (False, True):
+        problem, inputs = make_inputs(**SHAPE, bias=True, sinks=sinks)
+        assert inputs.bias is not None
+        inputs.bias[:, :, 3:9] = -torch.inf
+        inputs.bias[:, :, 12, ::2] = -torch.inf
+        o, lse = portable.forward(problem, inputs)
+        assert torch.all(o[:, 3:9] == 0)
+        assert_matches_reference(o, lse, problem, inputs)
+
+
+def test_scores_far_apart_do_not_overflow() -> None:
+    problem, inputs = make_inputs(**SHAPE, scale=40.0, sinks=True)
+    for engine in (portable, stock):
+        assert_matches_reference(*engine.forward(problem, inputs), problem, inputs)
+    for sink in (-300.0, 300.0, -torch.inf):
+        assert inputs.sinks is not None
+        inputs.sinks.fill_(sink)
+        for engine in (portable, stock):
+            assert_matches_reference(*engine.forward(problem, inputs), problem, inputs)

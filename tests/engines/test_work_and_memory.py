@@ -1,0 +1,92 @@
+"""Memory is linear in the sequence and work is that of the visible band: counted, not timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flashmetal.engines import portable, stock
+from flashmetal.testing import make_inputs
+
+SHAPE: dict[str, Any] = {"heads_q": 2, "heads_k": 1, "head_dim": 16}
+SMALL_TILES = portable._Tiling(block_q=64, scores=1 << 14, least_keys=32)
+
+
+class Counter(TorchDispatchMode):
+    """The elements of the largest tensor an operation returned, and of all scores computed."""
+
+    largest = 0
+    scores = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, torch.Tensor):
+                self.largest = max(self.largest, x.numel())
+        if func is torch.ops.aten.bmm.out:
+            self.scores += result.numel()
+        return result
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable, "_tiling", lambda problem: SMALL_TILES)
+
+
+def largest(engine: Any, seqlen: int, **features: Any) -> int:
+    problem, inputs = make_inputs(**{**SHAPE, **features, "seqlen_q": seqlen})
+    with Counter() as mode:
+        engine.forward(problem, inputs)
+    return mode.largest
+
+
+def scores(**call: Any) -> int:
+    problem, inputs = make_inputs(**{**SHAPE, **call})
+    with Counter() as mode:
+        portable.forward(problem, inputs)
+    return mode.scores
+
+
+@pytest.mark.parametrize(
+    "features",
+    [{}, {"window_right": 0, "softcap": 2.0, "alibi": True, "sinks": True}, {"window_left": 40}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_is_linear_in_the_sequence(dtype: torch.dtype, features: dict[str, Any]) -> None:
+    for seqlen in (1024, 2048):
+        assert largest(portable, seqlen, dtype=dtype, **features) <= 2 * 16 * seqlen
+
+
+@pytest.mark.parametrize("window_right", [-1, 0])
+def test_stock_makes_no_matrix_of_scores(window_right: int) -> None:
+    assert largest(stock, 2048, window_right=window_right) <= 2 * 16 * 2048
+
+
+def test_grouped_heads_copy_no_keys() -> None:
+    shape = {"heads_q": 16, "heads_k": 1, "head_dim": 64, "seqlen_k": 2048}
+    for engine in (portable, stock):
+        problem, inputs = make_inputs(seqlen_q=1, **shape)
+        with Counter() as mode:
+            engine.forward(problem, inputs)
+        assert mode.largest <= inputs.k.numel()
+
+
+def test_work_is_that_of_the_band() -> None:
+    full = 2 * 1024**2
+    assert scores(seqlen_q=1024) == full
+    # Sixteen blocks of 64 rows: the last meets 1024 keys, the first 64.
+    assert scores(seqlen_q=1024, window_right=0) == full * 17 // 32
+    # A block of 64 rows meets the 64 keys of its own rows and 31 before them.
+    assert scores(seqlen_q=1024, window_left=31, window_right=0) == 2 * (1024 * 95 - 64 * 31)
+    assert scores(seqlen_q=64, seqlen_k=1024, window_left=0, window_right=0) == 2 * 64 * 64
+
+
+def test_work_of_a_packed_batch_is_that_of_its_sequences() -> None:
+    lengths = (700, 30, 0, 5)
+    assert scores(lengths_q=lengths) == 2 * sum(length**2 for length in lengths)
