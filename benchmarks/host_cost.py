@@ -1,7 +1,7 @@
-"""What a warm call costs on the host beside its kernel: a call whose engine does nothing.
+"""What a warm call costs on the host beside its kernel: calls whose engine or kernel does nothing.
 
-Times are medians and minima over short batches, so that other work on the machine shows as the
-difference between the two. Prints a table; nothing is written.
+Times are medians and minima over short batches; other work on the machine shows as the difference
+between the two. Prints a table, writes nothing.
 """
 
 from __future__ import annotations
@@ -11,81 +11,92 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 import flashmetal
 from flashmetal.engines import portable, stock
-from flashmetal.problem import AttentionInputs
+from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.problem import AttentionInputs, AttentionProblem
 
 BATCH = 200  # calls between two looks at the clock
+Call = Callable[[], Any]
 
 
-def microseconds(call: Callable[[], Any], batches: int, name: str) -> tuple[float, float]:
+def engine_of_nothing(
+    problem: AttentionProblem, inputs: AttentionInputs, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Makes the outputs, as every engine must, and computes nothing."""
+    q = inputs.q
+    o = torch.empty_like(q) if out is None else out
+    return o, q.new_empty(q.shape[:-1], dtype=torch.float32)
+
+
+def runtime_of_nothing() -> Runtime:
+    """The Metal engine whole, but for the launch: its kernels return at once."""
+    library = SimpleNamespace(attention_forward=lambda *arguments, **launch: None)
+    return Runtime(lambda source: library, device="cpu", gpu=Gpu.named("M1"))
+
+
+def measured_calls() -> dict[str, Call]:
+    """The calls by name; the first is what the others contain of the engine's own."""
+    q, k = torch.randn(1, 16, 8, 64), torch.randn(1, 16, 2, 64)
+    starts = torch.tensor([0, 5, 16], dtype=torch.int32)
+    lengths = starts, starts, 16, 16
+    packed = q[0], k[0], k[0], *lengths
+    sinks, slopes, bias = torch.randn(8), torch.rand(8), torch.zeros(1, 1, 1, 16)
+    out, inputs = torch.empty_like(q[0]), AttentionInputs(q, k, k)
+    problem = flashmetal.explain(q, k, k).problem
+    options: dict[str, Any] = dict(
+        window_size=(8, 0), softcap=30.0, alibi_slopes=slopes, s_aux=sinks, bias=bias
+    )
+    dense, varlen = flashmetal.flash_attn_func, flashmetal.flash_attn_varlen_func
+    in_place = flashmetal.flash_attention_varlen
+    return {
+        "the engine of nothing alone": lambda: engine_of_nothing(problem, inputs),
+        "dense, causal": lambda: dense(q, k, k, causal=True),
+        "dense, all features": lambda: dense(q, k, k, **options),
+        "varlen, causal": lambda: varlen(*packed, causal=True),
+        "varlen, in place": lambda: in_place(out, *packed, True, 0.125, 1.0),
+        "Metal engine, dense, causal": lambda: dense(q, k, k, causal=True, impl="metal"),
+        "Metal engine, all features": lambda: dense(q, k, k, **options, impl="metal"),
+        "Metal engine, varlen, causal": lambda: varlen(*packed, causal=True, impl="metal"),
+    }
+
+
+def microseconds(call: Call, batches: int) -> tuple[float, float]:
     """(median, minimum) of a call's time over all batches, in us."""
     times: list[float] = []
-    for _ in range(BATCH):
-        call()
-    for _ in track(range(batches), description=name, transient=True):
+    for _ in range(batches + 1):
         start = time.perf_counter()
         for _ in range(BATCH):
             call()
         times.append((time.perf_counter() - start) / BATCH * 1e6)
-    return statistics.median(times), min(times)
-
-
-def calls() -> dict[str, Callable[[], Any]]:
-    """The public calls that are measured, by name."""
-    q, k = torch.randn(1, 16, 8, 64), torch.randn(1, 16, 2, 64)
-    starts = torch.tensor([0, 5, 16], dtype=torch.int32)
-    packed_q, packed_k = q[0], k[0]
-    sinks, slopes, bias = torch.randn(8), torch.rand(8), torch.zeros(1, 1, 1, 16)
-    out = torch.empty_like(packed_q)
-    return {
-        "dense, causal": lambda: flashmetal.flash_attn_func(q, k, k, causal=True),
-        "dense, all features": lambda: flashmetal.flash_attn_func(
-            q, k, k, window_size=(8, 0), softcap=30.0, alibi_slopes=slopes, s_aux=sinks, bias=bias
-        ),
-        "varlen, causal": lambda: flashmetal.flash_attn_varlen_func(
-            packed_q, packed_k, packed_k, starts, starts, 16, 16, causal=True
-        ),
-        "varlen, in place": lambda: flashmetal.flash_attention_varlen(
-            out, packed_q, packed_k, packed_k, starts, starts, 16, 16, True, 0.125, 1.0
-        ),
-    }
-
-
-def nothing(
-    problem: Any, inputs: Any, out: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """An engine that computes nothing: it only makes its outputs, as every engine must."""
-    q = inputs.q
-    o = torch.empty_like(q) if out is None else out
-    return o, q.new_empty(q.shape[:-1], dtype=torch.float32)
+    return statistics.median(times[1:]), min(times[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=300, help=f"batches of {BATCH} calls")
     batches = parser.parse_args().batches
-    table = Table(
-        title=f"Host cost of a warm call, torch {torch.__version__}, {platform.machine()}"
-    )
-    for column in ("call", "median us", "minimum us"):
-        table.add_column(column, justify="left" if column == "call" else "right")
-    q = torch.randn(1, 16, 8, 64)
-    inputs = AttentionInputs(q, q, q)
-    with patch.object(portable, "forward", nothing), patch.object(stock, "forward", nothing):
-        for name, call in calls().items():
-            median, least = microseconds(call, batches, name)
-            table.add_row(name, f"{median:.1f}", f"{least:.1f}")
-    median, least = microseconds(lambda: nothing(None, inputs), batches, "the engine alone")
-    table.add_row("of which the engine that does nothing", f"{median:.1f}", f"{least:.1f}")
+    title = f"Host cost of a warm call, torch {torch.__version__}, {platform.machine()}"
+    table = Table("call", "median us", "minimum us", title=title)
+    nothing = patch.object(portable, "forward", engine_of_nothing)
+    nothing_stock = patch.object(stock, "forward", engine_of_nothing)
+    # Refreshed by hand: a thread that redraws would be measured too.
+    with nothing, nothing_stock, metal_runtime(runtime_of_nothing()):
+        calls = measured_calls()
+        with Progress(auto_refresh=False, transient=True) as progress:
+            for name in progress.track(calls, description="measuring"):
+                progress.refresh()
+                median, least = microseconds(calls[name], batches)
+                table.add_row(name, f"{median:.1f}", f"{least:.1f}")
     Console().print(table)
 
 

@@ -26,7 +26,6 @@ from .ops import attend, attend_into
 from .problem import (
     AttentionInputs,
     make_request,
-    packed_request,
     refuse_block_table,
     unpack,
 )
@@ -200,10 +199,9 @@ def flash_attn_varlen_func(
     inputs = AttentionInputs(
         q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k
     )
-    request = make_request(
-        function, dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
-    )
-    request = packed_request(request, max_seqlen_q, max_seqlen_k, validate)
+    options = softmax_scale, causal, window_size, softcap, impl, kernel
+    lengths = max_seqlen_q, max_seqlen_k
+    request = make_request(function, dropout_p, *options, lengths, validate)
     return _results(attend(inputs, request), return_attn_probs, return_lse)
 
 
@@ -231,10 +229,9 @@ def flash_attn_varlen_qkvpacked_func(
     function = "flash_attn_varlen_qkvpacked_func"
     q, k, v = unpack(function, "qkv", qkv, (3, 4))
     inputs = AttentionInputs(q, k, v, bias, alibi_slopes, s_aux, cu_seqlens, cu_seqlens)
-    request = make_request(
-        function, dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
-    )
-    request = packed_request(request, max_seqlen, max_seqlen, validate)
+    options = softmax_scale, causal, window_size, softcap, impl, kernel
+    lengths = max_seqlen, max_seqlen
+    request = make_request(function, dropout_p, *options, lengths, validate)
     return _results(attend(inputs, request), return_attn_probs, return_lse)
 
 
@@ -268,10 +265,9 @@ def flash_attn_varlen_kvpacked_func(
     inputs = AttentionInputs(
         q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k
     )
-    request = make_request(
-        function, dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
-    )
-    request = packed_request(request, max_seqlen_q, max_seqlen_k, validate)
+    options = softmax_scale, causal, window_size, softcap, impl, kernel
+    lengths = max_seqlen_q, max_seqlen_k
+    request = make_request(function, dropout_p, *options, lengths, validate)
     return _results(attend(inputs, request), return_attn_probs, return_lse)
 
 
@@ -313,8 +309,9 @@ def flash_attention_varlen(
         query, key, value, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
     )
     softcap = 0.0 if softcapping == 1.0 else softcapping
-    request = make_request(function, 0.0, scale, do_causal, (-1, -1), softcap, impl, kernel)
-    request = packed_request(request, max_seqlen_q, max_seqlen_k, validate)
+    options = scale, do_causal, (-1, -1), softcap, impl, kernel
+    lengths = max_seqlen_q, max_seqlen_k
+    request = make_request(function, 0.0, *options, lengths, validate)
     attend_into(out, inputs, request)
 
 

@@ -18,8 +18,6 @@ from .problem import (
     Request,
     check_lengths,
     check_out,
-    is_differentiable,
-    tracks_gradients,
 )
 from .reference import attention_reference
 
@@ -31,35 +29,50 @@ _ARGUMENTS = (
     "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate"
 )
 _INPUTS = len(AttentionInputs._fields)
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
 _ENGINES = {"portable": portable, "stock": stock}
 
 
 def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
     """(o, lse) of one call: through the operator, or eager under autograd for gradients."""
-    if tracks_gradients(inputs):
-        return _differentiable(inputs, request)
-    try:
-        return _attention_op(*inputs, *request)
-    except (TypeError, RuntimeError):
-        AttentionProblem.of(inputs, request)  # says in words what the schema refused
-        raise
+    problem = AttentionProblem.of(inputs, request)
+    if problem.needs_grad:
+        return _differentiable(problem, inputs, request)
+    if _is_unwatched(inputs):
+        return _run(problem, inputs, request, None)
+    return _attention_op(*inputs, *request)
 
 
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     """Attention written into ``out``, (total_q, Hq, Dv) of q's dtype."""
-    if tracks_gradients(inputs) or (torch.is_grad_enabled() and is_differentiable(out)):
-        check_out(out, AttentionProblem.of(inputs, request), inputs, request)
-        out.copy_(_differentiable(inputs, request)[0])
-        return
-    try:
-        _attention_out_op(out, *inputs, *request)
-    except (TypeError, RuntimeError):
-        check_out(out, AttentionProblem.of(inputs, request), inputs, request)
-        raise
-
-
-def _differentiable(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
     problem = AttentionProblem.of(inputs, request)
+    check_out(out, problem, inputs, request)
+    if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
+        out.copy_(_differentiable(problem, inputs, request)[0])
+    elif _is_unwatched((out, *inputs)):
+        _run_into(out, problem, inputs, request)
+    else:
+        _attention_out_op(out, *inputs, *request)
+
+
+def _is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the operator would only pass the call on: 10 us of its 20 arguments are then saved.
+
+    False under tracing, dispatch modes, function transforms, profilers and for tensor subclasses.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and _core._len_torch_dispatch_stack() == 0
+        and _core._functorch.maybe_current_level() is None
+        and not _core._autograd._profiler_enabled()
+        and _PLAIN.issuperset(map(type, tensors))
+    )
+
+
+def _differentiable(
+    problem: AttentionProblem, inputs: AttentionInputs, request: Request
+) -> tuple[Tensor, Tensor]:
     if request.impl not in ("auto", "reference"):
         plan(problem, request.impl, request.kernel)  # raises: no fast engine has a backward
     if not torch.compiler.is_compiling():
@@ -79,6 +92,12 @@ def _attention_out(out: Tensor, *arguments: Any) -> Tensor:
     inputs, request = _named(arguments)
     problem = AttentionProblem.of(inputs, request)
     check_out(out, problem, inputs, request)
+    return _run_into(out, problem, inputs, request)
+
+
+def _run_into(
+    out: Tensor, problem: AttentionProblem, inputs: AttentionInputs, request: Request
+) -> Tensor:
     # The engines write whole rows: only a contiguous tensor is written to directly.
     o, lse = _run(problem, inputs, request, out if out.is_contiguous() else None)
     if o is not out:
@@ -123,10 +142,14 @@ def _serve(
 
 def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
-    q, k, v, bias, slopes, sinks, starts_q, starts_k, used = inputs
-    unit_strides = q.stride(-1) == 1 and k.stride(-1) == 1 and v.stride(-1) == 1
-    if unit_strides and slopes is sinks is starts_q is used is None:
+    q, k, v, bias, *vectors = inputs
+    if (
+        q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+        and (inputs.sinks is None or inputs.sinks.dtype == torch.float32)
+        and False not in [x is None or x.is_contiguous() for x in vectors]
+    ):
         return inputs
+    slopes, sinks, *lengths = vectors
     return AttentionInputs(
         q if q.stride(-1) == 1 else q.contiguous(),
         k if k.stride(-1) == 1 else k.contiguous(),
@@ -134,21 +157,18 @@ def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
         bias,
         None if slopes is None else slopes.contiguous(),
         None if sinks is None else sinks.float().contiguous(),
-        *[None if x is None else x.contiguous() for x in (starts_q, starts_k, used)],
+        *[None if x is None else x.contiguous() for x in lengths],
     )
 
 
 def _attention_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    inputs, request = _named(arguments)
-    problem = AttentionProblem.of(inputs, request)
-    o = inputs.q.new_empty((*inputs.q.shape[:-1], problem.head_dim_v))
-    return o, _empty_lse(inputs.q)
+    q, v = arguments[0], arguments[2]
+    return q.new_empty((*q.shape[:-1], v.shape[-1])), _empty_lse(q)
 
 
 def _attention_out_fake(out: Tensor, *arguments: Any) -> Tensor:
-    inputs, request = _named(arguments)
-    check_out(out, AttentionProblem.of(inputs, request), inputs, request)
-    return _empty_lse(inputs.q)
+    del out
+    return _empty_lse(arguments[0])
 
 
 def _empty_lse(q: Tensor) -> Tensor:
@@ -162,7 +182,7 @@ _library.define(f"attention({_ARGUMENTS}) -> (Tensor, Tensor)", tags=_tags)
 _library.define(f"attention_out(Tensor(a!) out, {_ARGUMENTS}) -> Tensor", tags=_tags)
 _library.impl("attention", _attention, "CompositeExplicitAutograd")
 _library.impl("attention_out", _attention_out, "CompositeExplicitAutograd")
-# Nothing to record: calls that need gradients never come here. The default costs 20 us a call.
+# Nothing to record: calls that need gradients never come here, and the default is slow.
 _library.impl("attention", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("attention_out", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_fake("flashmetal::attention", _attention_fake, lib=_library)

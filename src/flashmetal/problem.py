@@ -6,7 +6,6 @@ import math
 import operator
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch.autograd import forward_ad
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("auto", "metal", "portable", "stock", "reference")
 KERNELS = ("tile", "scalar")
+_forward_ad: Any = forward_ad  # its current level has no public name
 
 
 class AttentionInputs(NamedTuple):
@@ -87,48 +87,38 @@ class AttentionProblem(NamedTuple):
 
         The error names the public function, what it expects, what came and what to do.
         """
-        # One expression, because it runs at every call.
+        tensors = cast("tuple[object, ...]", inputs)  # the types are not to be trusted yet
         facts = tuple(
             [
                 None
                 if x is None
-                else ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x))
-                for x in inputs
+                else (
+                    (x.shape, x.dtype, x.device, x.requires_grad)
+                    if isinstance(x, Tensor)
+                    else type(x)
+                )
+                for x in tensors
             ]
         )
-        needs_grad = tracks_gradients(inputs)
+        forward_mode = bool(_forward_ad._current_level >= 0)
+        modes = forward_mode, torch.is_grad_enabled()
         if not torch.compiler.is_compiling():
             try:
-                return _cached_problem(facts, request, needs_grad)
+                return _cached_problem(facts, request, modes)
             except TypeError:
                 pass  # a wrong argument, told below, or the symbolic sizes of a traced graph
-        return _problem(facts, request, needs_grad)
-
-
-def tracks_gradients(inputs: AttentionInputs) -> bool:
-    """Whether autograd, reverse or forward, would record a call with these tensors."""
-    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage] torch has no question
-        return True
-    if not torch.is_grad_enabled():
-        return False
-    for x in inputs[:6]:
-        if x is not None and is_differentiable(x):
-            return True
-    return False
-
-
-def is_differentiable(x: object) -> bool:
-    """Whether autograd records what is done to ``x``; False for what is no tensor."""
-    return getattr(x, "requires_grad", False) is True
+        return _problem(facts, request, modes)
 
 
 _PUBLIC_NAMES = tuple(["s_aux" if x == "sinks" else x for x in AttentionInputs._fields])
-_Facts = tuple[tuple[int, ...], torch.dtype, torch.device]  # of a tensor
+# Of a tensor: its shape, dtype and device, and whether it requires gradients.
+_Facts = tuple[tuple[int, ...], torch.dtype, torch.device, bool]
 
 
 def _problem(
-    facts: tuple[_Facts | type | None, ...], request: Request, needs_grad: bool
+    facts: tuple[_Facts | type | None, ...], request: Request, modes: tuple[bool, bool]
 ) -> AttentionProblem:
+    """The checked problem; ``modes`` says whether forward and reverse autograd record."""
     function = request.function
     given: dict[str, _Facts] = {}
     for name, fact in zip(_PUBLIC_NAMES, facts, strict=True):
@@ -171,7 +161,7 @@ def _problem(
         alibi=None if alibi is None else ("head" if len(alibi[0]) == 1 else "batch_head"),
         sinks="s_aux" in given,
         seqused_k="seqused_k" in given,
-        needs_grad=needs_grad,
+        needs_grad=modes[0] or (modes[1] and any(fact[3] for fact in given.values())),
     )
 
 
@@ -209,7 +199,7 @@ def _check_request(request: Request) -> None:
 def _check_query_key_value(function: str, given: dict[str, _Facts], packed: bool) -> None:
     rows = "total_" if packed else "B, S"
     q, k, v = (given[name] for name in "qkv")
-    for name, (shape, _, _) in zip("qkv", (q, k, v), strict=True):
+    for name, (shape, *_) in zip("qkv", (q, k, v), strict=True):
         layout = f"({rows}{'q' if name == 'q' else 'k'}, heads, head_dim)"
         if len(shape) != (3 if packed else 4):
             raise ValueError(f"{function}: {name} must be {layout}, got {_words(shape)}")
@@ -218,7 +208,7 @@ def _check_query_key_value(function: str, given: dict[str, _Facts], packed: bool
                 f"{function}: {name} must be {layout} with at least one head and a head_dim of at "
                 f"least 1, got {_words(shape)}"
             )
-    for name, (_, dtype, device) in given.items():
+    for name, (_, dtype, device, _) in given.items():
         if device != q[2]:
             raise ValueError(
                 f"{function}: {name} must be on q's device {q[2]}, got {device}; move it there"
@@ -277,7 +267,7 @@ def _check_extras(
     """Bias, slopes, sinks and used lengths against ``sizes`` (batch, heads_q, Sq, Sk)."""
     batch, heads_q, _, seqlen_k = sizes
     if "bias" in given:
-        shape, dtype, _ = given["bias"]
+        shape, dtype, *_ = given["bias"]
         if dtype not in (given["q"][1], torch.float32):
             raise TypeError(
                 f"{function}: bias must be float32 or q's dtype {given['q'][1]}, got {dtype}; it "
@@ -293,7 +283,7 @@ def _check_extras(
                 f"{_words(sizes)}, got {_words(shape)}"
             )
     if "alibi_slopes" in given:
-        shape, dtype, _ = given["alibi_slopes"]
+        shape, dtype, *_ = given["alibi_slopes"]
         if dtype != torch.float32:
             raise TypeError(f"{function}: alibi_slopes must be float32, got {dtype}; use .float()")
         if tuple(shape) not in ((heads_q,), (batch, heads_q)):
@@ -302,7 +292,7 @@ def _check_extras(
                 f"{heads_q}, got {_words(shape)}"
             )
     if "s_aux" in given:
-        shape, dtype, _ = given["s_aux"]
+        shape, dtype, *_ = given["s_aux"]
         if not dtype.is_floating_point:
             raise TypeError(f"{function}: s_aux must be a floating-point tensor, got {dtype}")
         if tuple(shape) != (heads_q,):
@@ -320,7 +310,7 @@ def _check_extras(
 
 
 def _check_lengths_tensor(function: str, name: str, fact: _Facts, expected: str) -> None:
-    shape, dtype, _ = fact
+    shape, dtype, *_ = fact
     if dtype != torch.int32:
         raise TypeError(f"{function}: {name} must be int32, got {dtype}; use .to(torch.int32)")
     if len(shape) != 1:
@@ -336,21 +326,18 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
 
     CPU tensors always, others under ``validate=True``. Traced tensors have no values to check.
     """
-    function = request.function
-    q, k = inputs.q, inputs.k
-    longest_k = [problem.seqlen_k] * problem.batch
-    if inputs.cu_seqlens_q is not None and inputs.cu_seqlens_k is not None:
-        for side, starts, total, longest in (
-            ("q", inputs.cu_seqlens_q, q.shape[0], problem.seqlen_q),
-            ("k", inputs.cu_seqlens_k, k.shape[0], problem.seqlen_k),
-        ):
-            values = _readable(starts, request.validate)
-            if values is None:
-                return
-            longest_k = _check_offsets(function, side, values, total, longest)
-    if inputs.seqused_k is not None:
-        used = _readable(inputs.seqused_k, request.validate) or []
-        for index, (length, most) in enumerate(zip(used, longest_k, strict=False)):
+    starts_q, starts_k, seqused_k = inputs[6:]
+    function, lengths_k = request.function, None
+    if starts_q is not None and starts_k is not None:
+        if not _is_readable(starts_q, request):
+            return
+        _check_offsets(function, "q", _values(starts_q), inputs.q.shape[0], problem.seqlen_q)
+        lengths_k = _check_offsets(
+            function, "k", _values(starts_k), inputs.k.shape[0], problem.seqlen_k
+        )
+    if seqused_k is not None and _is_readable(seqused_k, request):
+        for index, length in enumerate(_values(seqused_k)):
+            most = problem.seqlen_k if lengths_k is None else lengths_k[index]
             if not 0 <= length <= most:
                 raise ValueError(
                     f"{function}: seqused_k must lie between 0 and the {most} keys of its "
@@ -358,9 +345,11 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
                 )
 
 
-def _readable(lengths: Tensor, validate: bool) -> list[int] | None:
-    if type(lengths) is not Tensor or (lengths.device.type != "cpu" and not validate):
-        return None
+def _is_readable(lengths: Tensor, request: Request) -> bool:
+    return type(lengths) is Tensor and (lengths.device.type == "cpu" or request.validate)
+
+
+def _values(lengths: Tensor) -> list[int]:
     return cast("list[int]", lengths.tolist())
 
 
@@ -373,7 +362,7 @@ def _check_offsets(
             f"{function}: cu_seqlens_{side} must run from 0 to the {total} rows of {side}, got "
             f"{starts[0]} to {starts[-1]}"
         )
-    lengths = [end - start for start, end in pairwise(starts)]
+    lengths = list(map(operator.sub, starts[1:], starts))
     if lengths and min(lengths) < 0:
         index = next(i for i, length in enumerate(lengths) if length < 0)
         raise ValueError(
@@ -414,24 +403,22 @@ def make_request(
     softcap: float,
     impl: str,
     kernel: str | None,
+    lengths: tuple[Any, Any] | None = None,
+    validate: bool = False,
 ) -> Request:
-    """The request of a dense call; dropout and the window's form are checked here."""
+    """The request of a call; dropout and the form of the window and the lengths are checked here.
+
+    ``lengths`` are max_seqlen_q and max_seqlen_k of a packed call.
+    """
     if dropout_p != 0.0:
         _refuse_dropout(function, dropout_p)
     left, right = _window_bounds(function, window_size)
-    return Request(function, None, None, scale, causal, left, right, softcap, impl, kernel)
-
-
-def packed_request(
-    request: Request, max_seqlen_q: Any, max_seqlen_k: Any, validate: bool
-) -> Request:
-    """The request of a packed call."""
+    seqlen_q = seqlen_k = None
+    if lengths is not None:
+        seqlen_q = _as_length(function, "max_seqlen_q", lengths[0])
+        seqlen_k = _as_length(function, "max_seqlen_k", lengths[1])
     return Request(
-        request.function,
-        _as_length(request.function, "max_seqlen_q", max_seqlen_q),
-        _as_length(request.function, "max_seqlen_k", max_seqlen_k),
-        *request[3:-1],
-        validate,
+        function, seqlen_q, seqlen_k, scale, causal, left, right, softcap, impl, kernel, validate
     )
 
 

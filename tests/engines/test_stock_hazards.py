@@ -57,6 +57,17 @@ def test_half_would_be_summed_in_half() -> None:
     assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_types_would_get_an_lse_of_fast_exponentials(dtype: torch.dtype) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, "seqlen_q": 64, "seqlen_k": 64}, dtype=dtype)
+    o, lse = stock.forward(problem, inputs)
+    assert_matches_reference(o, lse, problem, inputs)
+    q, k, v = (x.transpose(1, 2) for x in inputs[:3])
+    _, native = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    with pytest.raises(AssertionError, match="lse is wrong"):
+        assert_matches_reference(o, native, problem, inputs)
+
+
 @pytest.mark.parametrize(
     ("feature", "word"),
     [

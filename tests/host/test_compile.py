@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import flashmetal
 from flashmetal.problem import AttentionInputs, Request
@@ -194,3 +195,22 @@ def test_export() -> None:
     program = torch.export.export(Model(), (q, k, v), dynamic_shapes=dynamic)
     q, k, v = torch.randn(3, 2, 23, 4, 8)
     torch.testing.assert_close(program.module()(q, k, v), Model()(q, k, v))
+
+
+def test_whoever_watches_sees_the_operator() -> None:
+    """Eager calls skip the dispatcher; modes, transforms and subclasses must not miss it."""
+    q = torch.randn(3, 1, 10, 2, 8)
+    with torch.profiler.profile() as profile:
+        expected = flashmetal.flash_attn_func(q[0], q[0], q[0])
+    assert "flashmetal::attention" in {event.key for event in profile.key_averages()}
+
+    class Named(Tensor):
+        pass
+
+    named = q[0].as_subclass(Named)
+    assert type(flashmetal.flash_attn_func(named, named, named)) is Named
+    mapped = torch.vmap(lambda x: flashmetal.flash_attn_func(x, x, x))(q)
+    assert torch.equal(mapped[0], expected)
+    traced = make_fx(lambda x: flashmetal.flash_attn_func(x, x, x), tracing_mode="symbolic")(q[0])
+    targets = [node.target for node in traced.graph.nodes]
+    assert targets.count(torch.ops.flashmetal.attention.default) == 1

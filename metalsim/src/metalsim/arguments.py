@@ -7,7 +7,7 @@ import ctypes
 import math
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeGuard, cast
 
 from .errors import ArgumentError
@@ -40,9 +40,45 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def bind(kernel: str, arguments: Sequence[object], casts: object) -> dict[int, Buffer]:
-    """Argument i to buffer slot i. Raises what torch raises: RuntimeError, ArgumentError for a
-    wrong type."""
+class Array(Protocol):
+    """What is used of a numpy.ndarray, so that numpy need not be there to import this."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def strides(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def flags(self) -> Any: ...
+    @property
+    def ctypes(self) -> Any: ...
+    @property
+    def size(self) -> int: ...
+    def astype(self, dtype: str) -> Array: ...
+
+
+def is_array(value: object) -> TypeGuard[Array]:
+    """Whether `value` is a numpy.ndarray, without importing numpy."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def element_count(value: object) -> int | None:
+    """The elements of a tensor or array, None for anything else."""
+    if is_tensor(value):
+        return value.numel()
+    return value.size if is_array(value) else None
+
+
+def bind(
+    kernel: str, arguments: Sequence[object], casts: object, writable: Collection[int]
+) -> dict[int, Buffer]:
+    """Argument i to buffer slot i; `writable` are the slots that the kernel may write to.
+
+    Raises what torch raises: RuntimeError, ArgumentError for a wrong type. A read-only numpy array
+    in a writable slot is an ArgumentError too.
+    """
     if len(arguments) > MAX_BUFFERS:
         raise ArgumentError(
             f"{kernel}: {len(arguments)} arguments, but Metal has {MAX_BUFFERS} buffer slots"
@@ -51,8 +87,9 @@ def bind(kernel: str, arguments: Sequence[object], casts: object) -> dict[int, B
     buffers = dict[int, Buffer]()
     for index, argument in enumerate(arguments):
         where = f"{kernel}: argument {index}"
-        if is_tensor(argument):
-            buffers[index] = _tensor(where, argument)
+        memory = _memory(where, argument, index in writable)
+        if memory is not None:
+            buffers[index] = memory
         else:
             buffers[index] = _value(where, argument, by_index.get(index, default))
     return buffers
@@ -77,6 +114,13 @@ def _read_casts(kernel: str, casts: object) -> tuple[str, dict[int, str]]:
     return "", cast("dict[int, str]", by_index)
 
 
+def _memory(where: str, value: object, may_write: bool) -> Buffer | None:
+    """The memory of a tensor or array, None for anything else."""
+    if is_tensor(value):
+        return _tensor(where, value)
+    return _array(where, value, may_write) if is_array(value) else None
+
+
 def _tensor(where: str, tensor: Tensor) -> Buffer:
     """The view's first element up to its last one: what lies around it in the storage is not the
     kernel's."""
@@ -98,16 +142,46 @@ def _tensor(where: str, tensor: Tensor) -> Buffer:
     return Buffer(tensor.data_ptr(), (last + 1) * tensor.element_size(), tensor)
 
 
+def _array(where: str, array: Array, may_write: bool) -> Buffer:
+    """As for tensors. A kernel would see a copy of an array that Metal cannot have, so there is
+    none, but for the float64 scalar that torch converts."""
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind == "f" and size == 8 and not array.shape:
+        array, may_write, size = array.astype("float32"), False, 4
+    if kind not in "biufcV" or array.dtype.hasobject or size > {"f": 4, "c": 8}.get(kind, size):
+        raise ArgumentError(
+            f"{where} is an array of {array.dtype}, which Metal does not have: call .astype(...)"
+        )
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        raise ArgumentError(
+            f"{where} is an array of the other byte order or with a negative stride: pass a copy"
+        )
+    if may_write and not array.flags.writeable:
+        raise ArgumentError(
+            f"{where} is a read-only array, and the kernel may write to it: pass a copy, or declare "
+            "the parameter const in the kernel"
+        )
+    if not array.size:
+        return Buffer(array.ctypes.data, 0, array)
+    steps = zip(array.shape, array.strides, strict=True)
+    last = sum((length - 1) * stride for length, stride in steps)
+    return Buffer(array.ctypes.data, last + array.dtype.itemsize, array)
+
+
 def _value(where: str, value: object, conversion: str) -> Buffer:
     if isinstance(value, (list, tuple)):
         return _sequence(where, cast("Sequence[object]", value), conversion)
     if isinstance(value, (int, float)):
         return _numbers(where, [value], isinstance(value, float), conversion)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic):
+        if conversion:
+            return _value(where, value.item(), conversion)
+        return _array(where, numpy.array(value), False)
     kind = type(value).__name__
     raise ArgumentError(
-        f"{where}: Unsupported argument type {kind}: a kernel takes tensors, int, float, and "
-        "lists or tuples "
-        "of these; pass an empty slot as a tensor of one element"
+        f"{where}: Unsupported argument type {kind}: a kernel takes tensors, numpy arrays, "
+        "int, float, and lists or tuples of these; pass an empty slot as a tensor of one element"
     )
 
 
@@ -115,14 +189,15 @@ def _sequence(where: str, values: Sequence[object], conversion: str) -> Buffer:
     if not values:
         raise ArgumentError(f"{where}: Empty list/tuple can not be an argument to metal kernel")
     first = values[0]
-    if is_tensor(first):
+    if is_tensor(first) or is_array(first):
         buffers = list[Buffer]()
         for index, value in enumerate(values):
-            if not is_tensor(value):
+            memory = _memory(f"{where}, item {index},", value, True)
+            if memory is None:
                 raise ArgumentError(
                     f"{where}: a list that begins with a tensor must hold tensors alone"
                 )
-            buffers.append(_tensor(f"{where}, item {index},", value))
+            buffers.append(memory)
         addresses = array.array("Q", [buffer.address for buffer in buffers])
         return _owned(addresses.tobytes(), buffers)
     is_float = isinstance(first, float)

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from typing import NamedTuple, SupportsIndex, cast
 
-from .arguments import is_tensor
+from .arguments import element_count
 from .errors import ArgumentError
 
 _LIMIT = 1 << 32
@@ -25,20 +25,21 @@ def read_grid(
 ) -> Grid:
     """What torch makes of `threads` and `group_size`.
 
-    `threads` defaults to the elements of the first tensor; `group_size` to (max_threads, 1, 1), in
+    `threads` defaults to the elements of the first tensor or array; `group_size` to (max_threads, 1, 1), in
     one dimension to no more than the grid. Raises ValueError for a group that is too large and for
     an empty grid, RuntimeError or ArgumentError for the rest.
     """
     grid = _sizes(kernel, "threads", threads)
     group = _sizes(kernel, "group_size", group_size)
     if grid is None:
-        tensor = next((argument for argument in arguments if is_tensor(argument)), None)
-        if tensor is None:
+        counts = (element_count(argument) for argument in arguments)
+        count = next((count for count in counts if count is not None), None)
+        if count is None:
             raise RuntimeError(
                 f"{kernel}: Number of threads is undefined or has wrong dimension: "
-                "give threads=, as no argument is a tensor"
+                "give threads=, as no argument is a tensor or array"
             )
-        grid = (tensor.numel(),)
+        grid = (count,)
     if group is None:
         first = min(grid[0], max_threads) if len(grid) == 1 else max_threads
         group = (first, *[1] * (len(grid) - 1))

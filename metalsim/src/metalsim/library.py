@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import cache
+from . import cache, machine
 from .arguments import bind
 from .compiler import CompilationFailed, Compiler, build_kernels, build_runtime, find_compiler
 from .diagnostics import compile_error
@@ -27,6 +27,7 @@ class _KernelRecord(NamedTuple):
     name: str
     number: int
     max_threads: int
+    writable: Sequence[int]
 
 
 class Kernel:
@@ -41,6 +42,8 @@ class Kernel:
         """The most threads that a threadgroup may have."""
         self.static_thread_group_memory_length = 0
         """Bytes of threadgroup memory, as measured by the latest launch."""
+        self.writable_buffers = tuple(record.writable)
+        """The buffer slots that the kernel may write to: those not declared const or constant."""
         self.counters: dict[str, int] = {}
         """Work done by the latest launch of a checking build: multiplies, bytes, barriers and
         more."""
@@ -59,12 +62,13 @@ class Kernel:
         """Run the kernel to its end.
 
         Args:
-            args: argument i goes to buffer slot i. A CPU tensor, by its memory: a view begins at
-                its first element, and neither shape nor strides are passed. An int or bool as
-                int64, a float as float32, a list or tuple of ints or floats as an array of these,
-                a list of tensors as an array of their addresses.
+            args: argument i goes to buffer slot i. A CPU tensor or a numpy array, by its memory: a
+                view begins at its first element, and neither shape nor strides are passed; an array
+                must be writable where the kernel may write to it. An int or bool as int64, a float
+                as float32, a numpy scalar in its own type, a list or tuple of ints or floats as an
+                array of these, a list of tensors or arrays as an array of their addresses.
             threads: the grid in threads, one to three dimensions; by default the elements of the
-                first tensor.
+                first tensor or array.
             group_size: threads in a threadgroup, as many dimensions; by default
                 max_threads_per_threadgroup in the first one.
             arg_casts: "fp16", "bf16", "int32", "int16", "int8" or "uint8" for every number, or by
@@ -79,7 +83,7 @@ class Kernel:
             SimulationError: the kernel did something wrong, or reported an error of its own.
         """
         grid = read_grid(self.name, args, threads, group_size, self.max_threads_per_threadgroup)
-        buffers = bind(self.name, args, arg_casts)
+        buffers = bind(self.name, args, arg_casts, self.writable_buffers)
         errors = None
         if error_buf_idx is not None:
             if not 0 <= error_buf_idx < MAX_BUFFERS:
@@ -220,7 +224,10 @@ class _Build(NamedTuple):
         return self._load(record)
 
     def _digest(self, *parts: str) -> str:
-        return cache.digest(cache.machine_digest(), self.compiler.identity, self.mode, *parts)
+        # The flags depend on the processor: a cache on a shared disk serves several.
+        flags = machine.kernel_flags(self.compiler.family, self.mode)
+        identity = self.compiler.identity
+        return cache.digest(cache.machine_digest(), identity, self.mode, *flags, *parts)
 
     def _compile(self) -> dict[str, Any]:
         translation = translate(
@@ -235,7 +242,7 @@ class _Build(NamedTuple):
             self.directory, name, lambda path: self._build(translation, runtime, path)
         )
         kernels = [
-            _KernelRecord(kernel.name, number, kernel.max_threads)
+            _KernelRecord(kernel.name, number, kernel.max_threads, kernel.writable_buffers)
             for number, kernel in enumerate(translation.kernels)
         ]
         return {"file": name, "kernels": kernels, "included": translation.preprocessed.included}

@@ -117,7 +117,7 @@ def test_a_list_of_tensors_is_their_addresses(library) -> None:
         None,
         "text",
         b"bytes",
-        object(),
+        pytest.param(object(), id="object"),
         1j,
         [],
         (),

@@ -93,3 +93,19 @@ def test_variables_of_a_template(library: metalsim.ShaderLibrary, size: int):
     out = torch.zeros(size, dtype=torch.int32)
     getattr(library, f"in_template_{size}")(out, threads=size, group_size=size)
     assert out.tolist() == [size - 1 - t + 2 * t + 7 for t in range(size)]
+
+
+def test_private_arrays_must_fit_the_stack(compiler: str):
+    """A thread has 64 KB for its own arrays; more is an error of the source, never a crash."""
+    source = """
+kernel void f(device float* x, constant int& n, uint i [[thread_position_in_grid]]) {
+  float s[SIZE];
+  for (int j = 0; j < n; ++j) s[j * 7919 % n] = x[i] + j;
+  x[i] = s[i];
+}"""
+    x = torch.zeros(64)
+    kernel = metalsim.compile_shader(source.replace("SIZE", "15000")).f
+    kernel(x, 15000, threads=64, group_size=64, arg_casts={1: "int32"})
+    assert x[0] == 0
+    with pytest.raises(SyntaxError, match="frame size"):
+        metalsim.compile_shader(source.replace("SIZE", "40000"))

@@ -125,8 +125,15 @@ def _arguments(parameters: list[list[Token]]) -> tuple[Argument, ...]:
                 f"buffer({index}): Metal has {MAX_BUFFERS} buffer slots, 0 to {MAX_BUFFERS - 1}",
             )
         seen.add(index)
-        arguments.append(Argument(index, "", is_constant))
+        arguments.append(Argument(index, "", is_constant, not _is_read_only(declaration)))
     return tuple(arguments)
+
+
+def _is_read_only(declaration: list[Token]) -> bool:
+    """Whether what the parameter points to is const: the word stands before the first * or &."""
+    words = [token.text for token in declaration]
+    end = min((words.index(mark) for mark in ("*", "&") if mark in words), default=len(words))
+    return "const" in words[:end] or "constant" in words[:end]
 
 
 def _buffer_index(attributes: list[Attribute]) -> int | None:

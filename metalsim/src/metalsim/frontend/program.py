@@ -18,6 +18,8 @@ class Argument(NamedTuple):
     builtin: str
     constant: bool
     """Whether the buffer is in the constant address space."""
+    writable: bool = False
+    """Whether the declaration lets the kernel write to the buffer."""
 
     def macro(self) -> str:
         """The argument as METALSIM_ENTRY takes it."""
@@ -47,6 +49,12 @@ class Kernel(NamedTuple):
     scope: tuple[str, ...]
     arguments: tuple[Argument, ...]
     max_threads: int
+
+    @property
+    def writable_buffers(self) -> tuple[int, ...]:
+        """The buffer indices whose declarations let the kernel write."""
+        slots = {argument.buffer for argument in self.arguments if argument.writable}
+        return tuple(sorted(slot for slot in slots if slot is not None))
 
 
 class Translation(NamedTuple):

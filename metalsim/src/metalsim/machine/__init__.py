@@ -31,6 +31,12 @@ _COMMON = (
     "-ffp-contract=off",
     "-DMETALSIM_BACKEND_CPU",
 )
+# A thread's private arrays must fit its stack (launch.cpp): larger ones are errors of the source.
+_FRAME_LIMIT = {
+    "clang": ("-Wframe-larger-than=65536", "-Werror=frame-larger-than"),
+    "gcc": ("-Werror=frame-larger-than=65536",),
+    "zig": ("-Wframe-larger-than=65536", "-Werror=frame-larger-than"),
+}
 # Rounds half after every operation, as the GPU does, instead of once an expression.
 _HALF_ROUNDING = ("-Xclang", "-ffloat16-excess-precision=none")
 _INSTRUMENTATION = {
@@ -61,8 +67,9 @@ def runtime_flags(family: str, mode: str) -> list[str]:
 
 
 def kernel_flags(family: str, mode: str) -> list[str]:
-    """Compiler flags for one kernel library's object: warnings off, errors only."""
-    flags = [*_COMMON, *_architecture_flags(family), f"-I{INCLUDE_DIRECTORY}", "-w"]
+    """Compiler flags for one kernel library's object."""
+    flags = [*_COMMON, *_architecture_flags(family), f"-I{INCLUDE_DIRECTORY}"]
+    flags += _FRAME_LIMIT[family]
     if family != "gcc":
         flags += _HALF_ROUNDING
     if mode == "check":

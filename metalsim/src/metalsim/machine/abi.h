@@ -36,8 +36,7 @@ typedef struct metalsim_launch {
   uint64_t counters[METALSIM_COUNTERS]; /* metalsim_counter_name(i) names them */
   uint32_t threadgroup_bytes;           /* the most threadgroup memory a threadgroup declared */
   char error[8192];                     /* empty when all is well */
-  char error_kind[32]; /* "launch", "divergence", "threadgroup_memory", "bounds", "stack",
-                          "simdgroup" */
+  char error_kind[32]; /* "launch", "divergence", "threadgroup_memory", "bounds", "simdgroup" */
 } metalsim_launch;
 
 /* Runs a kernel to its end or its first error. Returns 0 when all is well; never throws. */

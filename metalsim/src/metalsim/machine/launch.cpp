@@ -15,7 +15,6 @@ namespace {
 // Stacks follow one another at this distance. The odd part spreads their hot ends over the sets of
 // the nearest cache; with a power of two all of them would share one set.
 constexpr uint64_t stack_stride = 128 * 1024 + 576;
-constexpr uint64_t stack_mark = 0x6D6574616C73696Du;  // at the low end of each stack
 
 // Everything that one OS thread needs to run threadgroups; kept for the next launch.
 struct Worker {
@@ -71,8 +70,6 @@ Worker* make_worker(uint32_t capacity) {
   group.stack_stride = stack_stride;
   group.memory = memory;
   group.memory_bytes = bytes;
-  for (uint32_t thread = 0; thread < capacity; ++thread)
-    memcpy(group.stacks + thread * stack_stride, &stack_mark, sizeof stack_mark);
   return worker;
 }
 
@@ -96,17 +93,6 @@ void give_back(Worker* worker) {
   pthread_mutex_unlock(&idle_mutex);
 }
 
-void check_stacks(Threadgroup& group) {
-  for (uint32_t thread = 0; thread < group.thread_count; ++thread) {
-    unsigned char* low_end = group.stacks + thread * group.stack_stride;
-    if (memcmp(low_end, &stack_mark, sizeof stack_mark) == 0) continue;
-    memcpy(low_end, &stack_mark, sizeof stack_mark);
-    set_error(group, "stack",
-              "thread %u uses more than the %u bytes of its stack: its arrays are too large",
-              thread, static_cast<unsigned>(group.stack_stride));
-  }
-}
-
 void run_one(const Launch& shared, Threadgroup& group, uint64_t index) {
   const metalsim_launch& launch = *shared.launch;
   if (launch.seed != 0)
@@ -125,7 +111,6 @@ void run_one(const Launch& shared, Threadgroup& group, uint64_t index) {
   group.simdgroup_count = (group.thread_count + simdgroup_width - 1) / simdgroup_width;
   forget_variables(group);
   run_threadgroup(group);
-  check_stacks(group);
 }
 
 void prepare_group(const Launch& shared, Threadgroup& group) {
