@@ -35,7 +35,10 @@ _ENGINES = {"portable": portable, "stock": stock}
 
 
 def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
-    """(o, lse) of one call: through the operator, or eager under autograd for gradients."""
+    """(o, lse) of one call: eager under autograd where it records, else by an engine.
+
+    The engine is reached through the operator, or directly where the operator adds nothing.
+    """
     problem = AttentionProblem.of(inputs, request)
     if problem.needs_grad:
         return _differentiable(problem, inputs, request)
@@ -49,7 +52,7 @@ def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     problem = AttentionProblem.of(inputs, request)
     check_out(out, problem, inputs, request)
     if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
-        out.copy_(_differentiable(problem, inputs, request)[0])
+        out.copy_(attend(inputs, request)[0])
     elif _is_unwatched((out, *inputs)):
         _run_into(out, problem, inputs, request)
     else:

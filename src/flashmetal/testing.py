@@ -7,7 +7,9 @@ against float64, plus one rounding of the output (Dao's and attention-gym's rule
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +44,6 @@ def make_inputs(
     seqused_k: Sequence[int] | None = None,
     strided: bool = False,
     poison: bool = False,
-    requires_grad: bool = False,
     seed: int = 0,
 ) -> tuple[AttentionProblem, AttentionInputs]:
     """A problem and normally distributed tensors for it.
@@ -56,53 +57,74 @@ def make_inputs(
         strided: q, k and v become views, heads outside the sequence, at an offset, amid NaN.
         poison: q, k and v become views with rows of NaN before and after each batch entry.
     """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, kind: torch.dtype = dtype) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device=device, dtype=kind)
-
-    def place(x: Tensor) -> Tensor:
-        return _place(x, strided, poison).requires_grad_(requires_grad)
-
     seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
-    rows_q, rows_k = (batch, seqlen_q), (batch, seqlen_k)
-    starts: tuple[Tensor | None, Tensor | None] = (None, None)
+    shape = _Shape((batch, seqlen_q), (batch, seqlen_k), (batch, heads_q, seqlen_q, seqlen_k))
     if lengths_q is not None:
         lengths_k = lengths_q if lengths_k is None else lengths_k
-        batch, seqlen_q, seqlen_k = len(lengths_q), max(lengths_q), max(lengths_k)
-        rows_q, rows_k = (sum(lengths_q),), (sum(lengths_k),)
-        starts = _offsets(lengths_q, device), _offsets(lengths_k, device)
-    heads_k = heads_q if heads_k is None else heads_k
-    q = normal(*rows_q, heads_q, head_dim)
-    k = normal(*rows_k, heads_k, head_dim)
-    v = normal(*rows_k, heads_k, head_dim_v or head_dim)
+        shape = _Shape.packed(lengths_q, lengths_k, heads_q, device)
+    normal = partial(_normal, torch.Generator().manual_seed(seed), device, dtype)
+    q = normal((*shape.rows_q, heads_q, head_dim))
+    k = normal((*shape.rows_k, heads_k or heads_q, head_dim))
+    v = normal((*shape.rows_k, heads_k or heads_q, head_dim_v or head_dim))
     used = None
     if seqused_k is not None:
         used = torch.tensor(seqused_k, dtype=torch.int32, device=device)
         _poison_unused(k, v, seqused_k, lengths_k)
-    broadcast = bias if isinstance(bias, tuple) else (False, False, False)
-    sizes = [1 if b else n for n, b in zip((batch, heads_q, seqlen_q), broadcast, strict=True)]
-    slopes = (batch, heads_q) if alibi == "batch_head" else (heads_q,)
-    inputs = AttentionInputs(
-        place(q),
-        place(k),
-        place(v),
-        bias=normal(*sizes, seqlen_k, kind=bias_dtype or dtype) if bias else None,
-        alibi_slopes=normal(*slopes, kind=torch.float32).abs() if alibi else None,
-        sinks=normal(heads_q, kind=torch.float32) if sinks else None,
-        cu_seqlens_q=starts[0],
-        cu_seqlens_k=starts[1],
-        seqused_k=used,
-    )
-    packed = (None, None) if lengths_q is None else (seqlen_q, seqlen_k)
+    q, k, v = (_place(x, strided, poison) for x in (q, k, v))
+    extras = _extras(normal, shape.sizes, (bias, bias_dtype), alibi, sinks)
+    inputs = AttentionInputs(q, k, v, *extras, *shape.starts, used)
+    packed = (None, None) if lengths_q is None else shape.sizes[2:]
     window = window_left, window_right
     request = Request("make_inputs", *packed, scale, False, *window, softcap)
     return AttentionProblem.of(inputs, request), inputs
 
 
+class _Shape(NamedTuple):
+    rows_q: tuple[int, ...]  # the dimensions of q before (heads, head_dim)
+    rows_k: tuple[int, ...]
+    sizes: tuple[int, int, int, int]  # batch, heads_q, largest Sq, largest Sk
+    starts: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    @classmethod
+    def packed(
+        cls, lengths_q: Sequence[int], lengths_k: Sequence[int], heads_q: int, device: str
+    ) -> _Shape:
+        sizes = len(lengths_q), heads_q, max(lengths_q), max(lengths_k)
+        starts = _offsets(lengths_q, device), _offsets(lengths_k, device)
+        return cls((sum(lengths_q),), (sum(lengths_k),), sizes, starts)
+
+
 def _offsets(lengths: Sequence[int], device: str) -> Tensor:
     starts = [sum(lengths[:b]) for b in range(len(lengths) + 1)]
     return torch.tensor(starts, dtype=torch.int32, device=device)
+
+
+def _normal(
+    generator: torch.Generator, device: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor:
+    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+
+
+def _extras(
+    normal: Callable[[tuple[int, ...]], Tensor],
+    sizes: tuple[int, int, int, int],
+    bias: tuple[bool | tuple[bool, bool, bool], torch.dtype | None],
+    alibi: bool | str,
+    sinks: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(bias, alibi_slopes, sinks); ``bias`` is what is broadcast and its dtype."""
+    additive = slopes = logits = None
+    which, dtype = bias
+    if which:
+        broadcast = which if isinstance(which, tuple) else (False, False, False)
+        rows = [1 if b else size for b, size in zip(broadcast, sizes, strict=False)]
+        additive = normal((*rows, sizes[3]))
+        additive = additive.to(dtype or additive.dtype)
+    if alibi:
+        slopes = normal(sizes[:2] if alibi == "batch_head" else sizes[1:2]).float().abs()
+    if sinks:
+        logits = normal(sizes[1:2]).float()
+    return additive, slopes, logits
 
 
 def _poison_unused(
@@ -157,6 +179,7 @@ def assert_matches_reference(
 
     Shapes, dtypes, contiguity of o, and where lse is -inf must be equal; nothing may be NaN.
     """
+    inputs = inputs._make(None if x is None else x.cpu() for x in inputs)  # MPS has no float64
     with torch.no_grad():
         exact = attention_reference(problem, inputs, compute_dtype=torch.float64)
         eager = attention_reference(problem, inputs)
@@ -165,8 +188,8 @@ def assert_matches_reference(
     assert o.dtype == problem.dtype, f"o is {o.dtype}, expected {problem.dtype}"
     assert o.is_contiguous(), f"o is not contiguous, its strides are {o.stride()}"
     assert lse.dtype == torch.float32, f"lse is {lse.dtype}, expected torch.float32"
-    _compare("o", o, eager[0], exact[0], problem)
-    _compare("lse", lse, eager[1], exact[1], problem)
+    _compare("o", o.cpu(), eager[0], exact[0], problem)
+    _compare("lse", lse.cpu(), eager[1], exact[1], problem)
 
 
 def _scaled_down(problem: AttentionProblem, inputs: AttentionInputs, exact: Tensor) -> Tensor:

@@ -169,3 +169,13 @@ def test_two_runs_give_equal_bits(impl: str) -> None:
         for _ in range(2)
     )
     assert all(map(torch.equal, first, second))
+
+
+def test_in_place_into_a_tensor_that_records_keeps_the_engine_asked_for(seen: list[Any]) -> None:
+    q, k, v = torch.randn(3, 10, 4, 8)
+    leaf = torch.zeros_like(q, requires_grad=True)
+    out = leaf * 1.0
+    in_place(out, q, k, v, impl="portable")
+    assert len(seen) == 1
+    out.sum().backward()
+    assert torch.all(leaf.grad == 0), "what was in out before is overwritten"

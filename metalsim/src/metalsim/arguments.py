@@ -58,10 +58,22 @@ class Array(Protocol):
     def astype(self, dtype: str) -> Array: ...
 
 
+class Scalar(Protocol):
+    """What is used of a numpy.generic."""
+
+    def item(self) -> object: ...
+    def reshape(self, shape: tuple[int, ...]) -> Array: ...
+
+
 def is_array(value: object) -> TypeGuard[Array]:
     """Whether `value` is a numpy.ndarray, without importing numpy."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _is_scalar(value: object) -> TypeGuard[Scalar]:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.generic)
 
 
 def element_count(value: object) -> int | None:
@@ -143,8 +155,7 @@ def _tensor(where: str, tensor: Tensor) -> Buffer:
 
 
 def _array(where: str, array: Array, may_write: bool) -> Buffer:
-    """As for tensors. A kernel would see a copy of an array that Metal cannot have, so there is
-    none, but for the float64 scalar that torch converts."""
+    """As for tensors: never a copy, but for the float64 array without dimensions, as torch."""
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind == "f" and size == 8 and not array.shape:
         array, may_write, size = array.astype("float32"), False, 4
@@ -158,8 +169,8 @@ def _array(where: str, array: Array, may_write: bool) -> Buffer:
         )
     if may_write and not array.flags.writeable:
         raise ArgumentError(
-            f"{where} is a read-only array, and the kernel may write to it: pass a copy, or declare "
-            "the parameter const in the kernel"
+            f"{where} is a read-only array, and the kernel may write to it: pass a copy, or "
+            "declare the parameter const in the kernel"
         )
     if not array.size:
         return Buffer(array.ctypes.data, 0, array)
@@ -173,11 +184,10 @@ def _value(where: str, value: object, conversion: str) -> Buffer:
         return _sequence(where, cast("Sequence[object]", value), conversion)
     if isinstance(value, (int, float)):
         return _numbers(where, [value], isinstance(value, float), conversion)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic):
+    if _is_scalar(value):
         if conversion:
             return _value(where, value.item(), conversion)
-        return _array(where, numpy.array(value), False)
+        return _array(where, value.reshape((1,)), False)
     kind = type(value).__name__
     raise ArgumentError(
         f"{where}: Unsupported argument type {kind}: a kernel takes tensors, numpy arrays, "

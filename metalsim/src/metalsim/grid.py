@@ -25,9 +25,9 @@ def read_grid(
 ) -> Grid:
     """What torch makes of `threads` and `group_size`.
 
-    `threads` defaults to the elements of the first tensor or array; `group_size` to (max_threads, 1, 1), in
-    one dimension to no more than the grid. Raises ValueError for a group that is too large and for
-    an empty grid, RuntimeError or ArgumentError for the rest.
+    `threads` defaults to the elements of the first tensor or array; `group_size` to
+    (max_threads, 1, 1), in one dimension to no more than the grid. Raises ValueError for a group
+    that is too large and for an empty grid, RuntimeError or ArgumentError for the rest.
     """
     grid = _sizes(kernel, "threads", threads)
     group = _sizes(kernel, "group_size", group_size)

@@ -147,14 +147,6 @@ def test_refused_tensors(library) -> None:
         library.copy_bytes(out, [out, 1])
 
 
-def test_numpy_is_refused_as_by_torch(library) -> None:
-    numpy = pytest.importorskip("numpy")
-    out = torch.zeros(1, dtype=torch.uint8)
-    for value in (numpy.zeros(3), numpy.int64(3), numpy.float32(3)):
-        with pytest.raises(metalsim.ArgumentError, match="Unsupported argument type"):
-            library.copy_bytes(out, value)
-
-
 @pytest.mark.parametrize(
     ("casts", "message"),
     [

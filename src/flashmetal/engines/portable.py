@@ -30,6 +30,10 @@ _CPU_WINDOW_TILING = _Tiling(block_q=128, scores=1 << 21)
 _GPU_TILING = _Tiling(block_q=512, scores=1 << 25)
 
 
+# In log2 units: beside a probability of 1, 2^-100 is nothing, and times a value still a normal number.
+_NEGLIGIBLE = -100.0
+
+
 class _Rows(NamedTuple):
     """The running softmax of one block of queries, all (N * Hk, G * block_q, ...)."""
 
@@ -108,7 +112,7 @@ def _attend(
         for panel in range(key, key_end, block_k):
             keys = slice(panel, min(panel + block_k, key_end))
             scores = _scores(problem, sequence, q, k[:, keys], row, panel, scratch)
-            rows = _accumulate(rows, scores, v[:, keys])
+            rows = _accumulate(rows, scores, v[:, keys], steep=sequence.slopes is not None)
         assert rows is not None
         _write(sequence, rows, sinks, row, row_end)
 
@@ -165,13 +169,17 @@ def _distance(row: int, key: int, rows: int, keys: int, like: Tensor) -> Tensor:
     return (i[:, None] - j).abs_()
 
 
-def _accumulate(rows: _Rows | None, scores: Tensor, v: Tensor) -> _Rows:
+def _accumulate(rows: _Rows | None, scores: Tensor, v: Tensor, steep: bool) -> _Rows:
     """Take one panel into the running softmax; ``scores`` is overwritten by its exponentials."""
     # The clamp keeps a row without a visible key finite: exp2(-inf - lowest) is 0, not NaN.
     maximum = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     if rows is not None:
         maximum = torch.maximum(maximum, rows.maximum)
-    p = scores.sub_(maximum).exp2_()
+    scores.sub_(maximum)
+    if steep:
+        # ALiBi leads through the subnormal numbers, on which a CPU takes ten times as long.
+        torch.threshold_(scores, _NEGLIGIBLE, -torch.inf)
+    p = scores.exp2_()
     total = p.sum(-1, keepdim=True)
     if rows is None:
         return _Rows(maximum, total, torch.bmm(p, v))

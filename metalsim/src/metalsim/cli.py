@@ -1,0 +1,221 @@
+"""The command line: `metalsim run` and `metalsim profile`; needs numpy (the extra `cli`)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
+from .library import Kernel, compile_shader
+from .schedule import schedule
+
+if TYPE_CHECKING:
+    from .buffer_files import Buffer
+    from .frontend import FunctionConstant
+
+_ERROR = re.compile(r"(.+?):(\d+):(\d+): error: .*")
+_LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with `arguments` (default: those of the process).
+
+    Returns the exit status: 1 for a kernel that does not compile, does something wrong or gives an
+    unexpected result, 2 for a command that cannot be carried out.
+    """
+    options = _parser().parse_args(arguments)
+    path: Path = options.source
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return _complain(f"{path}: {error}")
+    try:
+        return _profile(options, source) if options.command == "profile" else _run(options, source)
+    except SyntaxError as error:
+        print(_quote_errors(str(error), path, source), file=sys.stderr)
+        return 1
+    except SimulationError as error:
+        print(_quote_finding(error, options.kernel, path, source), file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        return _complain("this needs numpy: pip install 'metalsim[cli]'")
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        return _complain(str(error))
+
+
+def _complain(message: str) -> int:
+    print(f"metalsim: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("metalsim", description="Runs Metal kernels on the CPU.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="launch a kernel of a .metal file once")
+    _add_launch(run)
+    run.add_argument("--check", action="store_true", help="look for bad accesses (slower)")
+    run.add_argument("--output-dir", type=Path, metavar="DIR", help="write the buffers here")
+    run.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar="SLOT=FILE.npy",
+        help="fail unless this buffer is as in the file; may be repeated",
+    )
+    run.add_argument("--rtol", type=float, default=1e-5, help="for --expect, default %(default)s")
+    run.add_argument("--atol", type=float, default=1e-6, help="for --expect, default %(default)s")
+    profile = commands.add_parser("profile", help="launch a kernel and count its work")
+    _add_launch(profile)
+    profile.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="FILE.metal")
+    parser.add_argument("--kernel", metavar="NAME", help="default: the only one in the file")
+    parser.add_argument(
+        "--buffers",
+        nargs="+",
+        default=[],
+        metavar="BUFFER",
+        help="what goes to buffer slots 0, 1, ...: a.npy, 3, 0.5, uint32:64, zeros:float32:64x64, "
+        "random:float16:1000, a.npy:float16",
+    )
+    parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="the grid in threads")
+    parser.add_argument("--group", nargs="+", type=int, metavar="N", help="threads of a group")
+    parser.add_argument("--seed", type=int, help="order the threads at random, from this seed")
+    parser.add_argument(
+        "--constant", action="append", default=[], metavar="NAME=VALUE", help="a function constant"
+    )
+    parser.add_argument("-I", dest="include", action="append", default=[], metavar="DIR")
+
+
+def _run(options: argparse.Namespace, source: str) -> int:
+    kernel, buffers = _launch(options, source, True if options.check else None)
+    arrays = {buffer.slot: buffer for buffer in buffers if buffer.before is not None}
+    expected = dict(_expectation(word, arrays) for word in options.expect)
+    for slot, buffer in arrays.items():
+        if slot in kernel.writable_buffers:
+            print(buffer.summary())
+            if options.output_dir is not None:
+                options.output_dir.mkdir(parents=True, exist_ok=True)
+                print(f"buffer {slot}: written to {buffer.save(options.output_dir)}")
+    failures = 0
+    for slot, path in expected.items():
+        difference = arrays[slot].difference(path, options.rtol, options.atol)
+        print(f"buffer {slot}: {difference or f'agrees with {path}'}")
+        failures += difference is not None
+    return 1 if failures else 0
+
+
+def _expectation(word: str, arrays: dict[int, Buffer]) -> tuple[int, Path]:
+    slot, separator, path = word.partition("=")
+    if not separator or not slot.isdigit() or int(slot) not in arrays:
+        raise ArgumentError(
+            f"--expect {word}: expected SLOT=FILE.npy, SLOT one of the arrays: {list(arrays)}"
+        )
+    return int(slot), Path(path)
+
+
+def _profile(options: argparse.Namespace, source: str) -> int:
+    kernel, _ = _launch(options, source, True)
+    counters = {
+        **kernel.counters,
+        "threadgroup_memory_bytes": kernel.static_thread_group_memory_length,
+    }
+    if options.json:
+        grid = {"threads": options.threads, "group": options.group}
+        print(json.dumps({"kernel": kernel.name, **grid, "counters": counters}, indent=2))
+        return 0
+    print(f"{kernel.name}: one launch")
+    shown = {name: f"{count:,}" for name, count in counters.items() if count}
+    for name, count in shown.items():
+        print(f"  {name.replace('_', ' '):<{max(map(len, shown))}}  {count:>16}")
+    return 0
+
+
+def _launch(
+    options: argparse.Namespace, source: str, check: bool | None
+) -> tuple[Kernel, list[Buffer]]:
+    from .buffer_files import read_buffer
+
+    buffers = [read_buffer(slot, word) for slot, word in enumerate(options.buffers)]
+    library = compile_shader(
+        source,
+        check=check,
+        function_constants=dict(map(_constant, options.constant)),
+        include_dirs=[options.source.parent, *options.include],
+    )
+    names = dir(library)
+    if options.kernel is None and len(names) != 1:
+        raise ArgumentError(f"{options.source}: choose with --kernel: {', '.join(names) or 'none'}")
+    options.kernel = options.kernel or names[0]
+    kernel = getattr(library, options.kernel)
+    with schedule(seed=options.seed):
+        kernel(
+            *(buffer.value for buffer in buffers),
+            threads=options.threads,
+            group_size=options.group,
+        )
+    return kernel, buffers
+
+
+def _constant(word: str) -> tuple[str, FunctionConstant]:
+    name, separator, text = word.partition("=")
+    words: dict[str, bool] = {"true": True, "false": False}
+    if text in words:
+        return name, words[text]
+    try:
+        return name, int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError:
+        given = "" if separator else " (there is no =)"
+        raise ArgumentError(
+            f"--constant {word}: expected NAME=VALUE, the value a number, true or false{given}"
+        ) from None
+
+
+def _quote_errors(errors: str, path: Path, source: str) -> str:
+    """The compiler's errors, each with its line and a caret under its column."""
+    text = list[str]()
+    for error in errors.splitlines():
+        match = _ERROR.fullmatch(error)
+        if match is None:
+            text.append(error)
+            continue
+        file, line, column = match[1], int(match[2]), int(match[3])
+        own = file == PROGRAM_SOURCE
+        text.append(f"{path}{error.removeprefix(file)}" if own else error)
+        quoted = _line(source, line) if own else _line_of_file(Path(file), line)
+        if quoted:
+            margin = re.sub(r"[^\t]", " ", quoted[: column - 1])
+            text += [f"  {quoted}", f"  {margin}^"]
+    return "\n".join(text)
+
+
+def _quote_finding(error: SimulationError, kernel: str, path: Path, source: str) -> str:
+    """What went wrong in a launch, with the lines of the source that it names."""
+    message = str(error).replace(f"{PROGRAM_SOURCE}:", f"{path}:")
+    text = [f"{path}: kernel {kernel}: {error.kind} error: {message}"]
+    for line in sorted({int(match[1]) for match in _LINE.finditer(str(error))}):
+        if quoted := _line(source, line):
+            text.append(f"  {line:>5} | {quoted}")
+    return "\n".join(text)
+
+
+def _line(source: str, line: int) -> str:
+    lines = source.splitlines()
+    return lines[line - 1] if 0 < line <= len(lines) else ""
+
+
+def _line_of_file(path: Path, line: int) -> str:
+    try:
+        return _line(path.read_text(encoding="utf-8"), line)
+    except OSError:
+        return ""

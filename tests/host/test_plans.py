@@ -1,0 +1,110 @@
+"""Plans and tiles for Apple GPUs that are not here: the chip is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.engines.metal.forward import forward_variant
+from flashmetal.engines.metal.variant import render
+from flashmetal.plan import plan
+from flashmetal.testing import make_inputs
+from flashmetal.tiles import THREADGROUP_BYTES, forward_tile, registers, threadgroup_bytes
+
+# Registers a lane that still leave enough simdgroups on a core: 20 on Apple7, where the register
+# file is split evenly; Apple9 and later share one on-chip memory.
+MOST_REGISTERS = {7: 92, 9: 96}
+
+
+def every_tile() -> Iterator[tuple[int, int, int, int]]:
+    for family in (7, 8, 9, 10):
+        for element_bytes in (2, 4):
+            for head_dim in range(8, 257, 8):
+                for head_dim_v in (head_dim, 64):
+                    yield family, element_bytes, head_dim, head_dim_v
+
+
+def test_every_tile_fits_threadgroup_memory_and_registers() -> None:
+    for family, element_bytes, head_dim, head_dim_v in every_tile():
+        tile = forward_tile(family, element_bytes, head_dim, head_dim_v)
+        sizes = tile, element_bytes, head_dim, head_dim_v
+        assert threadgroup_bytes(*sizes) <= THREADGROUP_BYTES, sizes
+        assert registers(*sizes) <= MOST_REGISTERS[9 if family >= 9 else 7], sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "cores"),
+    [("M1", 7, 8), ("Apple M2 Max", 8, 38), ("M4 Pro", 9, 20), ("Apple M5", 10, 10)],
+)
+def test_chips_are_known_by_name(name: str, family: int, cores: int) -> None:
+    gpu = Gpu.named(name)
+    assert (gpu.family, gpu.cores) == (family, cores)
+    assert Gpu.named(name, cores=7).cores == 7
+
+
+def test_a_later_chip_is_taken_for_the_newest_known_family() -> None:
+    assert Gpu.named("Apple M9 Ultra").family == 10
+
+
+def test_a_name_that_is_no_apple_chip_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Gpu\.named: expected an Apple chip.*'RTX 4090'"):
+        Gpu.named("RTX 4090")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has an Apple GPU")
+def test_without_an_apple_gpu_the_current_one_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"Gpu\.current: .* Gpu\.named\('M1'\)"):
+        Gpu.current()
+
+
+def test_an_m1_and_an_m4_get_different_tiles_for_one_problem() -> None:
+    problem, _ = make_inputs(dtype=torch.float16)
+    m1, m4 = (
+        forward_variant(problem, 8, "tile", Gpu.named(name).family).tile for name in ("M1", "M4")
+    )
+    assert m1 is not None
+    assert m4 is not None
+    assert (m1.block_q, m4.block_q) == (32, 64)
+
+
+def test_a_variant_renders_to_ascii_with_a_line_mark_for_each_file() -> None:
+    problem, _ = make_inputs(window_right=0, sinks=True)
+    variant = forward_variant(problem, 4, "tile", 7)
+    source = render(variant)
+    assert source.isascii()
+    assert "constant constexpr bool HAS_SINKS = true;" in source
+    assert "constant constexpr bool HAS_BIAS = false;" in source
+    assert source.count("#line 1") == 7
+
+
+def test_auto_never_picks_a_simulated_gpu_but_says_so() -> None:
+    problem, _ = make_inputs()
+    with metal_runtime(Runtime(lambda source: None, "cpu", Gpu.named("M1"))):
+        chosen = plan(problem)
+        assert plan(problem, "metal").kernel == "tile"
+        assert plan(problem, "metal", "scalar").kernel == "scalar"
+    assert chosen.engine != "metal"
+    assert dict(chosen.refusals)["metal"].startswith("a simulator serves cpu tensors")
+
+
+def test_an_explicit_engine_raises_its_reason() -> None:
+    problem, _ = make_inputs()
+    with pytest.raises(NotImplementedError, match="no Metal runtime serves cpu tensors"):
+        plan(problem, "metal")
+    wide, _ = make_inputs(head_dim=320)
+    with (
+        metal_runtime(Runtime(lambda source: None, "cpu", Gpu.named("M1"))),
+        pytest.raises(NotImplementedError, match="head dims up to 256; got D=320"),
+    ):
+        plan(wide, "metal")
+
+
+def test_gradients_go_to_the_reference_and_explicit_engines_refuse() -> None:
+    problem = make_inputs()[0]._replace(needs_grad=True)
+    assert plan(problem).engine == "reference"
+    for engine in ("stock", "portable"):
+        with pytest.raises(NotImplementedError, match="only the eager reference has a backward"):
+            plan(problem, engine)
