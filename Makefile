@@ -13,8 +13,8 @@ TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && \
 	$(PYTHON) -c "import urllib.request as r; u='https://download.pytorch.org/whl/cpu'; \
 	r.urlopen(u + '/torch/', timeout=5); print(u)" 2>/dev/null)
 
-CXX_SOURCES = $(shell find src metalsim/src metalsim/tests metalsim/benchmarks -name '*.metal' \
-	-o -name '*.h' -o -name '*.cpp' 2>/dev/null)
+CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests metalsim/benchmarks \
+	-name '*.metal' -o -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
 .PHONY: help demo test test-all lint bench clean
 

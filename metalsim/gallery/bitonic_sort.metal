@@ -4,7 +4,7 @@
 #include <metal_stdlib>
 using namespace metal;
 
-constant uint run_length = 256;
+constant constexpr uint run_length = 256;
 
 kernel void bitonic_sort(device int* values [[buffer(0)]], uint index [[thread_position_in_grid]],
                          uint thread_index [[thread_index_in_threadgroup]],

@@ -3,7 +3,7 @@
 #include <metal_stdlib>
 using namespace metal;
 
-constant uint bins = 256;
+constant constexpr uint bins = 256;
 
 kernel void histogram(const device uchar* values [[buffer(0)]],
                       device atomic_uint* counts [[buffer(1)]], constant uint& count [[buffer(2)]],

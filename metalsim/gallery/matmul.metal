@@ -8,9 +8,9 @@ struct Sizes {
   uint rows, columns, depth;  // C is rows x columns, A rows x depth, B depth x columns
 };
 
-constant uint tile_size = 32;
-constant uint block_depth = 16;
-constant uint group_threads = 128;
+constant constexpr uint tile_size = 32;
+constant constexpr uint block_depth = 16;
+constant constexpr uint group_threads = 128;
 
 template <uint rows, uint columns>
 void load_block(const device half* matrix, uint2 size, uint2 origin, threadgroup half* block,

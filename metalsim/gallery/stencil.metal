@@ -4,7 +4,7 @@
 #include <metal_stdlib>
 using namespace metal;
 
-constant uint tile_size = 16;
+constant constexpr uint tile_size = 16;
 
 float cell(const device float* field, int2 size, int2 at) {
   const bool is_inside = all(at >= 0) && all(at < size);

@@ -4,7 +4,7 @@
 #include <metal_stdlib>
 using namespace metal;
 
-constant uint tile_size = 32;
+constant constexpr uint tile_size = 32;
 
 kernel void transpose(const device float* input [[buffer(0)]], device float* output [[buffer(1)]],
                       constant uint2& size [[buffer(2)]],  // columns, rows of the input

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _ERROR = re.compile(r"(.+?):(\d+):(\d+): error: .*")
 _LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
+_LINE_OF_SOURCE = re.compile(rf"{PROGRAM_SOURCE}:(\d+)")
+_OWN_INCLUDE = re.compile(r"^\s*#\s*include\s+(?!<metal_)", re.MULTILINE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="launch a kernel of a .metal file once")
     _add_launch(run)
     run.add_argument("--check", action="store_true", help="look for bad accesses (slower)")
-    run.add_argument("--output-dir", type=Path, metavar="DIR", help="write the buffers here")
+    run.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="write the buffers here, as buffer0.npy"
+    )
     run.add_argument(
         "--expect",
         action="append",
@@ -94,7 +98,14 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--constant", action="append", default=[], metavar="NAME=VALUE", help="a function constant"
     )
-    parser.add_argument("-I", dest="include", action="append", default=[], metavar="DIR")
+    parser.add_argument(
+        "-I",
+        dest="include",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where #include looks, after the folder of FILE.metal",
+    )
 
 
 def _run(options: argparse.Namespace, source: str) -> int:
@@ -203,7 +214,9 @@ def _quote_finding(error: SimulationError, kernel: str, path: Path, source: str)
     """What went wrong in a launch, with the lines of the source that it names."""
     message = str(error).replace(f"{PROGRAM_SOURCE}:", f"{path}:")
     text = [f"{path}: kernel {kernel}: {error.kind} error: {message}"]
-    for line in sorted({int(match[1]) for match in _LINE.finditer(str(error))}):
+    # A bare "line 4" may be one of an included file.
+    pattern = _LINE_OF_SOURCE if _OWN_INCLUDE.search(source) else _LINE
+    for line in sorted({int(match[1]) for match in pattern.finditer(str(error))}):
         if quoted := _line(source, line):
             text.append(f"  {line:>5} | {quoted}")
     return "\n".join(text)

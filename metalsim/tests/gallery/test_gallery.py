@@ -60,7 +60,7 @@ def test_scan(count: int) -> None:
     np.testing.assert_array_equal(out, np.cumsum(x))
 
 
-@pytest.mark.parametrize("rows, columns".split(", "), [(32, 32), (64, 32), (50, 70), (1, 33)])
+@pytest.mark.parametrize(("rows", "columns"), [(32, 32), (64, 32), (50, 70), (1, 33)])
 def test_transpose(rows: int, columns: int) -> None:
     x, out = normal(rows, columns), np.zeros((columns, rows), np.float32)
     threads = [-(-columns // 32) * 32, -(-rows // 32) * 8]

@@ -30,7 +30,7 @@ _CPU_WINDOW_TILING = _Tiling(block_q=128, scores=1 << 21)
 _GPU_TILING = _Tiling(block_q=512, scores=1 << 25)
 
 
-# In log2 units: beside a probability of 1, 2^-100 is nothing, and times a value still a normal number.
+# In log2 units: beside a probability of 1, 2^-100 is nothing; times a value it is still normal.
 _NEGLIGIBLE = -100.0
 
 

@@ -39,10 +39,15 @@ _FRAME_LIMIT = {
 }
 # Rounds half after every operation, as the GPU does, instead of once an expression.
 _HALF_ROUNDING = ("-Xclang", "-ffloat16-excess-precision=none")
+# clang would leave out the load of `x[i] += ...`, which is followed by a store to the same place.
+_CLANG_INSTRUMENTATION = (
+    *("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
+    *("-mllvm", "-tsan-instrument-read-before-write=1"),
+)
 _INSTRUMENTATION = {
-    "clang": ("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
+    "clang": _CLANG_INSTRUMENTATION,
     "gcc": ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"),
-    "zig": ("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
+    "zig": _CLANG_INSTRUMENTATION,
 }
 
 

@@ -1,0 +1,95 @@
+"""For pytest: the fixture `compile_shader`, whose kernels fail the test on any finding, and the
+option `--metalsim-seeds N`, which runs each test of the fixture under N orders of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from . import library
+from .errors import KernelReportedError, SimulationError
+from .schedule import schedule
+
+CompileShader = Callable[..., "CheckedLibrary"]
+
+
+class CheckedKernel:
+    """A kernel of a check build; a launch that goes wrong ends the test."""
+
+    def __init__(self, kernel: library.Kernel) -> None:
+        self._kernel = kernel
+
+    def __call__(self, *args: object, **options: Any) -> None:
+        """Launch as `metalsim.Kernel` does."""
+        __tracebackhide__ = True
+        try:
+            self._kernel(*args, **options)
+        except KernelReportedError:
+            raise
+        except SimulationError as error:
+            finding = f"metalsim: kernel {self._kernel.name}: {error.kind} error: {error}"
+        else:
+            return
+        # Not an Exception: code under test that catches errors cannot hide a finding.
+        pytest.fail(finding)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+
+class CheckedLibrary:
+    """A library whose kernels are checked."""
+
+    def __init__(self, shader_library: library.ShaderLibrary) -> None:
+        self._library = shader_library
+
+    def __getattr__(self, name: str) -> CheckedKernel:
+        return CheckedKernel(getattr(self._library, name))
+
+    def __dir__(self) -> list[str]:
+        return dir(self._library)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --metalsim-seeds."""
+    parser.getgroup("metalsim").addoption(
+        "--metalsim-seeds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run each test that uses compile_shader N times, its threads ordered at random from "
+        "the seeds 1 to N (default: once, as METALSIM_SEED says)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each seed."""
+    seeds = metafunc.config.getoption("--metalsim-seeds")
+    if seeds and "_metalsim_seed" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "_metalsim_seed", range(1, seeds + 1), ids="seed{}".format, indirect=True
+        )
+
+
+@pytest.fixture
+def _metalsim_seed(request: pytest.FixtureRequest) -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
+    with schedule(seed=getattr(request, "param", None)):
+        yield
+
+
+@pytest.fixture
+def compile_shader(_metalsim_seed: None) -> CompileShader:
+    """`metalsim.compile_shader` with the checks on, for the test or for the code that it tests.
+
+    A launch that metalsim finds wrong (SimulationError) fails the test with the finding, even where
+    the code under test catches exceptions. To test that a finding is made, use
+    `metalsim.compile_shader(source, check=True)` with `pytest.raises`.
+    """
+
+    def compile_checked(source: str, **options: Any) -> CheckedLibrary:
+        options["check"] = True
+        return CheckedLibrary(library.compile_shader(source, **options))
+
+    return compile_checked
