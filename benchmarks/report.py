@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -30,6 +31,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
     }
 
 
@@ -56,7 +58,7 @@ def _cpu_name() -> str:
 
 
 def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Medians in milliseconds, and the speed-up over each contestant that has a target."""
+    """Medians in milliseconds, and the median speed-up over each rival that has a target."""
     table = Table(title="forward, median ms (min in the results file)")
     table.add_column("case")
     table.add_column("shape")
@@ -68,7 +70,7 @@ def print_table(console: Console, rows: list[dict[str, Any]]) -> None:
         median = row["median_ms"]
         verdicts = [
             f"[{'green' if row['reached'][name] else 'red'}]"
-            f"{median[name] / median['flashmetal']:.2f}x {name} ({target:g})[/]"
+            f"{row['speedups'][name]:.2f}x {name} ({target:g})[/]"
             for name, target in row["targets"].items()
         ]
         times = [f"{median[name]:.1f}" if name in median else "" for name in _ORDER]
@@ -94,10 +96,10 @@ def plot_speed(path: Path, rows: list[dict[str, Any]]) -> None:
     names = [name for name in _ORDER if any(name in row["median_ms"] for row in rows)]
     width = 0.8 / len(names)
     for place, name in enumerate(names):
-        found = [(i, row["median_ms"]) for i, row in enumerate(rows) if name in row["median_ms"]]
+        found = [(i, row["speedups"]) for i, row in enumerate(rows) if name in row["speedups"]]
         axes.bar(
             [i + width * (place - (len(names) - 1) / 2) for i, _ in found],
-            [median[name] / median["flashmetal"] for _, median in found],
+            [speedups[name] for _, speedups in found],
             width,
             label=name,
         )
