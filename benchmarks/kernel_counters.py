@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from report import machine
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -132,17 +130,7 @@ def main() -> None:
     output = parser.parse_args().output
     work = [(case, gpu) for case in CASES for gpu in GPUS]
     rows = [count(case, gpu) for case, gpu in track(work, description="simulating")]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    made = {
-        "script": "benchmarks/kernel_counters.py",
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "machine": f"{platform.system()} {platform.machine()}, simulator, no GPU",
-        "torch": torch.__version__,
-    }
-    output.write_text(json.dumps({"made": made, "rows": rows}, indent=1) + "\n")
+    output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     show(rows)
 
 
