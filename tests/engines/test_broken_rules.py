@@ -12,7 +12,7 @@ import torch
 from flashmetal.engines import portable, sequences
 from flashmetal.testing import assert_matches_reference, make_inputs
 
-from .features import FEATURES, SHAPE
+from ..features import FEATURES, SHAPE
 
 Break = Callable[[pytest.MonkeyPatch], None]
 

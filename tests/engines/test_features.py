@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flashmetal.engines import portable, stock
 from flashmetal.testing import assert_matches_reference, make_inputs
 
-from .features import DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
+from ..features import DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
 
 SMALL_TILES = portable._Tiling(block_q=16, scores=1, least_keys=24)
 BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])

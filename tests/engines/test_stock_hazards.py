@@ -10,7 +10,7 @@ import torch
 from flashmetal.engines import stock
 from flashmetal.testing import assert_matches_reference, make_inputs
 
-from .features import SHAPE
+from ..features import SHAPE
 
 
 @pytest.mark.parametrize(

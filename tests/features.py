@@ -1,4 +1,4 @@
-"""The calls both engine tests share: every feature of the contract, alone and together."""
+"""The calls the tests of all engines share: every feature of the contract, alone and together."""
 
 from __future__ import annotations
 
