@@ -326,18 +326,20 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
 
     CPU tensors always, others under ``validate=True``. Traced tensors have no values to check.
     """
-    starts_q, starts_k, seqused_k = inputs[6:]
-    function, lengths_k = request.function, None
+    starts_q, starts_k, seqused_k = inputs.cu_seqlens_q, inputs.cu_seqlens_k, inputs.seqused_k
+    function, offsets_k = request.function, None
     if starts_q is not None and starts_k is not None:
         if not _is_readable(starts_q, request):
             return
-        _check_offsets(function, "q", _values(starts_q), inputs.q.shape[0], problem.seqlen_q)
-        lengths_k = _check_offsets(
-            function, "k", _values(starts_k), inputs.k.shape[0], problem.seqlen_k
-        )
+        sides = (inputs.q.shape[0], problem.seqlen_q), (inputs.k.shape[0], problem.seqlen_k)
+        offsets_k = _checked_offsets(function, "q", starts_q, *sides[0])
+        if starts_k is not starts_q or sides[0] != sides[1]:
+            offsets_k = _checked_offsets(function, "k", starts_k, *sides[1])
     if seqused_k is not None and _is_readable(seqused_k, request):
         for index, length in enumerate(_values(seqused_k)):
-            most = problem.seqlen_k if lengths_k is None else lengths_k[index]
+            most = problem.seqlen_k
+            if offsets_k is not None:
+                most = offsets_k[index + 1] - offsets_k[index]
             if not 0 <= length <= most:
                 raise ValueError(
                     f"{function}: seqused_k must lie between 0 and the {most} keys of its "
@@ -346,35 +348,38 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
 
 
 def _is_readable(lengths: Tensor, request: Request) -> bool:
-    return type(lengths) is Tensor and (lengths.device.type == "cpu" or request.validate)
+    return type(lengths) is Tensor and (lengths.is_cpu or request.validate)
 
 
 def _values(lengths: Tensor) -> list[int]:
     return cast("list[int]", lengths.tolist())
 
 
-def _check_offsets(
-    function: str, side: str, starts: list[int], total: int, longest: int
+def _checked_offsets(
+    function: str, side: str, offsets: Tensor, total: int, longest: int
 ) -> list[int]:
-    """Check one cu_seqlens and return the lengths it holds."""
+    """The values of one cu_seqlens, which ascend from 0 to ``total`` in steps up to ``longest``."""
+    starts = _values(offsets)
     if starts[0] != 0 or starts[-1] != total:
         raise ValueError(
             f"{function}: cu_seqlens_{side} must run from 0 to the {total} rows of {side}, got "
             f"{starts[0]} to {starts[-1]}"
         )
-    lengths = list(map(operator.sub, starts[1:], starts))
-    if lengths and min(lengths) < 0:
-        index = next(i for i, length in enumerate(lengths) if length < 0)
-        raise ValueError(
-            f"{function}: cu_seqlens_{side} must not decrease, got {starts[index]} followed by "
-            f"{starts[index + 1]} at {index}"
-        )
-    if lengths and max(lengths) > longest:
-        raise ValueError(
-            f"{function}: max_seqlen_{side} must be at least the longest sequence, "
-            f"{max(lengths)}, got {longest}"
-        )
-    return lengths
+    start = 0
+    for index, end in enumerate(starts):
+        if end < start:
+            raise ValueError(
+                f"{function}: cu_seqlens_{side} must not decrease, got {start} followed by {end} "
+                f"at {index - 1}"
+            )
+        if end - start > longest:
+            most = max(map(operator.sub, starts[1:], starts))
+            raise ValueError(
+                f"{function}: max_seqlen_{side} must be at least the longest sequence, {most}, got "
+                f"{longest}"
+            )
+        start = end
+    return starts
 
 
 def check_out(
