@@ -93,7 +93,7 @@ def _launch(
     variant = forward_variant(problem, vector, kernel, runtime.gpu.family)
     rows, group = _SCALAR_GROUP, _SCALAR_GROUP
     if variant.tile is not None:
-        rows, group = variant.tile.block_q, variant.tile.threads
+        rows, group = variant.tile.owned, variant.tile.threads
     groups = -(-problem.seqlen_q // rows)
     return _Launch(
         runtime.kernel(variant),
