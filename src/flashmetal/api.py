@@ -26,8 +26,8 @@ from .ops import attend, attend_into
 from .problem import (
     AttentionInputs,
     make_request,
-    refuse_block_table,
     unpack,
+    with_key_lengths,
 )
 
 
@@ -166,6 +166,8 @@ def flash_attn_varlen_func(
     bias: Tensor | None = None,
     return_lse: bool = False,
     seqused_k: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     validate: bool = False,
     impl: str = "auto",
     kernel: str | None = None,
@@ -185,9 +187,14 @@ def flash_attn_varlen_func(
         max_seqlen_q: the longest query sequence, or more. A tensor is read, which waits for its
             device; an int does not.
         max_seqlen_k: the longest key sequence, or more.
-        block_table: paged keys are not supported yet: NotImplementedError.
-        bias: (B or 1, Hq or 1, max_seqlen_q or 1, max_seqlen_k).
+        block_table: (B, pages of a sequence) int32: k and v are a paged cache, (pages, page_size,
+            Hk, D) and (pages, page_size, Hk, Dv), and key j of sequence b is row j % page_size of
+            page block_table[b, j // page_size]; -1 is no page. Lengths are those of cu_seqlens_k.
+        bias: (B or 1, Hq or 1, max_seqlen_q or 1, max_seqlen_k); with a block table the last
+            dimension is what a row of it can hold, pages of a sequence * page_size.
         seqused_k: (B,) int32, keys in use at the start of each key sequence; the rest is not read.
+        k_scale: of a quantised k, as :func:`.cache_formats.quantise` returns it.
+        v_scale: of a quantised v; the two formats may differ.
         validate: check the values of cu_seqlens and seqused_k although that waits for the device.
             Those of CPU tensors are always checked.
 
@@ -195,10 +202,10 @@ def flash_attn_varlen_func(
         out (total_q, Hq, Dv); lse is (Hq, total_q).
     """
     function = "flash_attn_varlen_func"
-    refuse_block_table(function, block_table)
     inputs = AttentionInputs(
-        q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k
+        q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table
     )
+    inputs = with_key_lengths(inputs._replace(k_scale=k_scale, v_scale=v_scale))
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     lengths = max_seqlen_q, max_seqlen_k
     request = make_request(function, dropout_p, *options, lengths, validate)

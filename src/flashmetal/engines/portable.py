@@ -43,8 +43,11 @@ class _Rows(NamedTuple):
 
 
 def refuse(problem: AttentionProblem) -> str | None:
-    """Nothing is refused: every problem that validates is served."""
-    del problem
+    """Why the call cannot be served, in words, or None."""
+    if problem.page_size or problem.leftpad_k:
+        return "the portable engine reads no pages and no left padding yet"
+    if problem.k_format != "dense" or problem.v_format != "dense":
+        return "the portable engine reads no quantised cache yet"
     return None
 
 
