@@ -179,22 +179,18 @@ def flash_attn_varlen_func(
     parameters, results and errors are those of :func:`flash_attn_func`.
 
     Args:
-        q: (total_q, Hq, D).
-        k: (total_k, Hk, D).
-        v: (total_k, Hk, Dv).
-        cu_seqlens_q: (B + 1,) int32 on q's device, from 0 to total_q.
-        cu_seqlens_k: (B + 1,) int32 on q's device, from 0 to total_k.
+        q: (total_q, Hq, D); k is (total_k, Hk, D) and v (total_k, Hk, Dv).
+        cu_seqlens_q: (B + 1,) int32 on q's device, from 0 to total_q; so cu_seqlens_k for k.
         max_seqlen_q: the longest query sequence, or more. A tensor is read, which waits for its
             device; an int does not.
         max_seqlen_k: the longest key sequence, or more.
         block_table: (B, pages of a sequence) int32: k and v are a paged cache, (pages, page_size,
             Hk, D) and (pages, page_size, Hk, Dv), and key j of sequence b is row j % page_size of
             page block_table[b, j // page_size]; -1 is no page. Lengths are those of cu_seqlens_k.
-        bias: (B or 1, Hq or 1, max_seqlen_q or 1, max_seqlen_k); with a block table the last
-            dimension is what a row of it can hold, pages of a sequence * page_size.
+        bias: (B or 1, Hq or 1, max_seqlen_q or 1, max_seqlen_k); with a block table the last is
+            pages of a sequence * page_size.
         seqused_k: (B,) int32, keys in use at the start of each key sequence; the rest is not read.
-        k_scale: of a quantised k, as :func:`.cache_formats.quantise` returns it.
-        v_scale: of a quantised v; the two formats may differ.
+        k_scale: of a quantised k (:func:`.cache_formats.quantise`); so v_scale for v.
         validate: check the values of cu_seqlens and seqused_k although that waits for the device.
             Those of CPU tensors are always checked.
 

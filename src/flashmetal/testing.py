@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import AttentionInputs, AttentionProblem, Request
+from .problem import AttentionInputs, AttentionProblem, Request, with_key_lengths
 from .reference import attention_reference
+from .testing_cache import store
 
 _MARGIN = 3  # rows of NaN around a poisoned tensor; odd, so that alignment is lost too
 
@@ -44,6 +45,10 @@ def make_inputs(
     seqused_k: Sequence[int] | None = None,
     strided: bool = False,
     poison: bool = False,
+    page_size: int = 0,
+    leftpad_k: Sequence[int] | None = None,
+    k_format: str = "dense",
+    v_format: str = "dense",
     seed: int = 0,
 ) -> tuple[AttentionProblem, AttentionInputs]:
     """A problem and normally distributed tensors for it.
@@ -56,6 +61,9 @@ def make_inputs(
         seqused_k: keys in use of each sequence; the others are NaN.
         strided: q, k and v become views, heads outside the sequence, at an offset, amid NaN.
         poison: q, k and v become views with rows of NaN before and after each batch entry.
+        page_size: put k and v into shuffled pages of so many keys.
+        leftpad_k: keys hidden at the start of each sequence.
+        k_format: of :mod:`.cache_formats`, as is v_format.
     """
     seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
     shape = _Shape((batch, seqlen_q), (batch, seqlen_k), (batch, heads_q, seqlen_q, seqlen_k))
@@ -66,17 +74,44 @@ def make_inputs(
     q = normal((*shape.rows_q, heads_q, head_dim))
     k = normal((*shape.rows_k, heads_k or heads_q, head_dim))
     v = normal((*shape.rows_k, heads_k or heads_q, head_dim_v or head_dim))
-    used = None
-    if seqused_k is not None:
-        used = torch.tensor(seqused_k, dtype=torch.int32, device=device)
-        _poison_unused(k, v, seqused_k, lengths_k)
-    q, k, v = (_place(x, strided, poison) for x in (q, k, v))
+    rows = [seqlen_k] * batch if lengths_k is None else lengths_k
+    used = rows if page_size and seqused_k is None else seqused_k
+    _poison_unused(k, v, (leftpad_k, used), lengths_k)
+    lengths = _ints(used, device), _ints(leftpad_k, device)
+    inputs = _keys(AttentionInputs(q, k, v), shape, lengths, (k_format, v_format), rows, page_size)
+    shape = shape.in_pages(page_size)
     extras = _extras(normal, shape.sizes, (bias, bias_dtype), alibi, sinks)
-    inputs = AttentionInputs(q, k, v, *extras, *shape.starts, used)
+    inputs = inputs._replace(bias=extras[0], alibi_slopes=extras[1], sinks=extras[2])
+    inputs = _placed(inputs, strided, poison)
     packed = (None, None) if lengths_q is None else shape.sizes[2:]
-    window = window_left, window_right
-    request = Request("make_inputs", *packed, scale, False, *window, softcap)
+    request = Request("make_inputs", *packed, scale, False, window_left, window_right, softcap)
     return AttentionProblem.of(inputs, request), inputs
+
+
+def _keys(
+    inputs: AttentionInputs,
+    shape: _Shape,
+    lengths: tuple[Tensor | None, Tensor | None],
+    formats: tuple[str, str],
+    rows: Sequence[int],
+    page_size: int,
+) -> AttentionInputs:
+    """The inputs with the lengths of the sequences, and k and v in the cache asked for."""
+    inputs = inputs._replace(cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
+    inputs = inputs._replace(seqused_k=lengths[0], leftpad_k=lengths[1])
+    if page_size == 0 and formats == ("dense", "dense"):
+        return inputs
+    stored = store(inputs.k, inputs.v, formats, rows, page_size)
+    return with_key_lengths(inputs._replace(**stored._asdict()))
+
+
+def _placed(inputs: AttentionInputs, strided: bool, poison: bool) -> AttentionInputs:
+    """q, k and v as views amid NaN; a cache lies amid its own poison."""
+    inputs = inputs._replace(q=_place(inputs.q, strided, poison))
+    if any(x is not None for x in (inputs.block_table, inputs.k_scale, inputs.v_scale)):
+        return inputs
+    k, v = (_place(x, strided, poison) for x in (inputs.k, inputs.v))
+    return inputs._replace(k=k, v=v)
 
 
 class _Shape(NamedTuple):
@@ -85,6 +120,11 @@ class _Shape(NamedTuple):
     sizes: tuple[int, int, int, int]  # batch, heads_q, largest Sq, largest Sk
     starts: tuple[Tensor | None, Tensor | None] = (None, None)
 
+    def in_pages(self, page_size: int) -> _Shape:
+        """With the keys that whole pages hold; 0 is no paging."""
+        keys = self.sizes[3] if page_size == 0 else -(-self.sizes[3] // page_size) * page_size
+        return self._replace(sizes=(*self.sizes[:3], keys))
+
     @classmethod
     def packed(
         cls, lengths_q: Sequence[int], lengths_k: Sequence[int], heads_q: int, device: str
@@ -92,6 +132,10 @@ class _Shape(NamedTuple):
         sizes = len(lengths_q), heads_q, max(lengths_q), max(lengths_k)
         starts = _offsets(lengths_q, device), _offsets(lengths_k, device)
         return cls((sum(lengths_q),), (sum(lengths_k),), sizes, starts)
+
+
+def _ints(values: Sequence[int] | None, device: str) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.int32, device=device)
 
 
 def _offsets(lengths: Sequence[int], device: str) -> Tensor:
@@ -128,16 +172,20 @@ def _extras(
 
 
 def _poison_unused(
-    k: Tensor, v: Tensor, used: Sequence[int], lengths: Sequence[int] | None
+    k: Tensor,
+    v: Tensor,
+    used: tuple[Sequence[int] | None, Sequence[int] | None],
+    lengths: Sequence[int] | None,
 ) -> None:
-    """NaN in the rows that seqused_k leaves out, as an uninitialised cache may hold."""
-    for b, count in enumerate(used):
-        for x in (k, v):
-            if lengths is None:
-                x[b, count:] = math.nan
-            else:
-                start = sum(lengths[:b])
-                x[start + count : start + lengths[b]] = math.nan
+    """NaN in the rows before leftpad_k and after seqused_k, as a fresh cache may hold."""
+    firsts, ends = used
+    for x in (k, v):
+        sequences = x if lengths is None else torch.split(x, list(lengths))
+        for b, rows in enumerate(sequences):
+            if firsts is not None:
+                rows[: firsts[b]] = math.nan
+            if ends is not None:
+                rows[ends[b] :] = math.nan
 
 
 def _place(x: Tensor, strided: bool, poison: bool) -> Tensor:
@@ -194,8 +242,9 @@ def assert_matches_reference(
 
 def _scaled_down(problem: AttentionProblem, inputs: AttentionInputs, exact: Tensor) -> Tensor:
     """A float64 run has no error against itself: float32's, in float64's precision."""
-    q, k, v = (x.float() for x in inputs[:3])
-    o, _ = attention_reference(problem, inputs._replace(q=q, k=k, v=v))
+    q, k, v = (x.float() if x.dtype == torch.float64 else x for x in inputs[:3])
+    single = problem._replace(dtype=torch.float32)
+    o, _ = attention_reference(single, inputs._replace(q=q, k=k, v=v))
     shrink = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     return exact + (o.double() - exact) * shrink
 
