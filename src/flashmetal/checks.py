@@ -312,13 +312,14 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
         offsets_k = checked_offsets(function, "q", starts_q, *sides[0])
         if starts_k is not None and (starts_k is not starts_q or sides[0] != sides[1]):
             offsets_k = checked_offsets(function, "k", starts_k, *sides[1])
-    most = [problem.seqlen_k] * problem.batch
-    if offsets_k is not None and starts_k is not None:
-        most = list(map(operator.sub, offsets_k[1:], offsets_k))
     for name in ("seqused_k", "leftpad_k"):
-        lengths: Tensor | None = getattr(inputs, name)
-        if lengths is not None and is_readable(lengths, request.validate):
-            _check_counts(function, name, _values(lengths), most)
+        counts: Tensor | None = getattr(inputs, name)
+        if counts is None or not is_readable(counts, request.validate):
+            continue
+        most = [problem.seqlen_k] * problem.batch
+        if offsets_k is not None and starts_k is not None:
+            most = list(map(operator.sub, offsets_k[1:], offsets_k))
+        _check_counts(function, name, _values(counts), most)
     table = inputs.block_table
     if table is not None and table.numel() and is_readable(table, request.validate):
         check_pages(function, table, inputs.k.shape[0])
@@ -345,7 +346,7 @@ def check_pages(function: str, table: Tensor, pages: int) -> None:
 
 def is_readable(lengths: Tensor, validate: bool) -> bool:
     """Whether reading the values waits for no device, or is asked for."""
-    return type(lengths) is Tensor and (lengths.device.type == "cpu" or validate)
+    return type(lengths) is Tensor and (lengths.is_cpu or validate)
 
 
 def _values(lengths: Tensor) -> list[int]:
@@ -355,26 +356,27 @@ def _values(lengths: Tensor) -> list[int]:
 def checked_offsets(
     function: str, side: str, offsets: Tensor, total: int, longest: int
 ) -> list[int]:
-    """The values of one cu_seqlens, ascending from 0 to ``total`` in steps to ``longest``."""
+    """The values of one cu_seqlens, which ascend from 0 to ``total`` in steps up to ``longest``."""
     starts = _values(offsets)
     if starts[0] != 0 or starts[-1] != total:
         raise ValueError(
             f"{function}: cu_seqlens_{side} must run from 0 to the {total} rows of {side}, got "
             f"{starts[0]} to {starts[-1]}"
         )
-    ends = starts[1:]
-    if min(map(operator.sub, ends, starts), default=0) < 0:
-        index = next(i for i, end in enumerate(ends) if end < starts[i])
-        raise ValueError(
-            f"{function}: cu_seqlens_{side} must not decrease, got {starts[index]} followed by "
-            f"{ends[index]} at {index}"
-        )
-    most = max(map(operator.sub, ends, starts), default=0)
-    if most > longest:
-        raise ValueError(
-            f"{function}: max_seqlen_{side} must be at least the longest sequence, {most}, got "
-            f"{longest}"
-        )
+    start = 0
+    for index, end in enumerate(starts):
+        if end < start:
+            raise ValueError(
+                f"{function}: cu_seqlens_{side} must not decrease, got {start} followed by {end} "
+                f"at {index - 1}"
+            )
+        if end - start > longest:
+            most = max(map(operator.sub, starts[1:], starts))
+            raise ValueError(
+                f"{function}: max_seqlen_{side} must be at least the longest sequence, {most}, got "
+                f"{longest}"
+            )
+        start = end
     return starts
 
 

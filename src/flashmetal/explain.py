@@ -68,10 +68,10 @@ def explain(
     inputs = AttentionInputs(
         q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table
     )
-    inputs = with_key_lengths(inputs._replace(k_scale=k_scale, v_scale=v_scale))
+    inputs = inputs._replace(k_scale=k_scale, v_scale=v_scale)
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     packed = any(x is not None for x in (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k))
     lengths = (max_seqlen_q, max_seqlen_k) if packed else None
     request = make_request(function, dropout_p, *options, lengths, validate)
-    problem = AttentionProblem.of(inputs, request)
+    problem = AttentionProblem.of(*with_key_lengths(inputs, request))
     return Explanation(problem, plan(problem, impl, kernel))

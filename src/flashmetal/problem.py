@@ -225,13 +225,19 @@ def make_request(
     return Request(function, seqlen_q, seqlen_k, scale, causal, *window, softcap, *options)
 
 
-def with_key_lengths(inputs: AttentionInputs) -> AttentionInputs:
-    """Packed inputs as a problem takes them: a paged cache has lengths, and no offsets, of keys."""
+def with_key_lengths(inputs: AttentionInputs, request: Request) -> tuple[AttentionInputs, Request]:
+    """A packed call as a problem takes it: a paged cache has lengths, and no offsets, of keys.
+
+    Its longest keys do not matter, and would make another problem of every step of a decode.
+    """
     starts = inputs.cu_seqlens_k
     if inputs.block_table is None or not isinstance(starts, Tensor):
-        return inputs
+        return inputs, request
     used = starts.diff() if inputs.seqused_k is None else inputs.seqused_k
-    return inputs._replace(cu_seqlens_k=None, seqused_k=used)
+    return (
+        inputs._replace(cu_seqlens_k=None, seqused_k=used),
+        request._replace(max_seqlen_k=None),
+    )
 
 
 def unpack(function: str, name: str, packed: object, form: tuple[int, int]) -> tuple[Tensor, ...]:

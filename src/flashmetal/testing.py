@@ -43,66 +43,65 @@ def make_inputs(
     lengths_q: Sequence[int] | None = None,
     lengths_k: Sequence[int] | None = None,
     seqused_k: Sequence[int] | None = None,
-    strided: bool = False,
-    poison: bool = False,
-    page_size: int = 0,
     leftpad_k: Sequence[int] | None = None,
+    page_size: int = 0,
     k_format: str = "dense",
     v_format: str = "dense",
+    strided: bool = False,
+    poison: bool = False,
     seed: int = 0,
 ) -> tuple[AttentionProblem, AttentionInputs]:
     """A problem and normally distributed tensors for it.
 
     Args:
-        bias: True, or which of (batch, head, query) are broadcast.
-        bias_dtype: q's by default.
+        bias: True, or which of (batch, head, query) are broadcast; bias_dtype is q's by default.
         alibi: True or "head" for slopes (Hq,), "batch_head" for (B, Hq).
         lengths_q: lengths of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
-        seqused_k: keys in use of each sequence; the others are NaN.
+        seqused_k: keys in use of each sequence, the first ``leftpad_k`` not; the others are NaN.
+        page_size: put k and v into shuffled pages; formats are of :mod:`.cache_formats`.
         strided: q, k and v become views, heads outside the sequence, at an offset, amid NaN.
         poison: q, k and v become views with rows of NaN before and after each batch entry.
-        page_size: put k and v into shuffled pages of so many keys.
-        leftpad_k: keys hidden at the start of each sequence.
-        k_format: of :mod:`.cache_formats`, as is v_format.
     """
     seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
     shape = _Shape((batch, seqlen_q), (batch, seqlen_k), (batch, heads_q, seqlen_q, seqlen_k))
     if lengths_q is not None:
-        lengths_k = lengths_q if lengths_k is None else lengths_k
+        lengths_k = lengths_k or lengths_q
         shape = _Shape.packed(lengths_q, lengths_k, heads_q, device)
     normal = partial(_normal, torch.Generator().manual_seed(seed), device, dtype)
     q = normal((*shape.rows_q, heads_q, head_dim))
     k = normal((*shape.rows_k, heads_k or heads_q, head_dim))
     v = normal((*shape.rows_k, heads_k or heads_q, head_dim_v or head_dim))
-    rows = [seqlen_k] * batch if lengths_k is None else lengths_k
-    used = rows if page_size and seqused_k is None else seqused_k
-    _poison_unused(k, v, (leftpad_k, used), lengths_k)
-    lengths = _ints(used, device), _ints(leftpad_k, device)
-    inputs = _keys(AttentionInputs(q, k, v), shape, lengths, (k_format, v_format), rows, page_size)
+    inputs = AttentionInputs(q, k, v, cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
+    rows = lengths_k or [seqlen_k] * batch
+    lengths = seqused_k or (rows if page_size else None), leftpad_k
+    _poison_unused(k, v, lengths, lengths_k)
+    inputs = _keys(inputs, lengths, (k_format, v_format), rows, page_size)
     shape = shape.in_pages(page_size)
     extras = _extras(normal, shape.sizes, (bias, bias_dtype), alibi, sinks)
-    inputs = inputs._replace(bias=extras[0], alibi_slopes=extras[1], sinks=extras[2])
-    inputs = _placed(inputs, strided, poison)
     packed = (None, None) if lengths_q is None else shape.sizes[2:]
     request = Request("make_inputs", *packed, scale, False, window_left, window_right, softcap)
+    return _call(_placed(inputs._replace(**extras), strided, poison), request)
+
+
+def _call(inputs: AttentionInputs, request: Request) -> tuple[AttentionProblem, AttentionInputs]:
+    inputs, request = with_key_lengths(inputs, request)
     return AttentionProblem.of(inputs, request), inputs
 
 
 def _keys(
     inputs: AttentionInputs,
-    shape: _Shape,
-    lengths: tuple[Tensor | None, Tensor | None],
+    lengths: tuple[Sequence[int] | None, Sequence[int] | None],
     formats: tuple[str, str],
     rows: Sequence[int],
     page_size: int,
 ) -> AttentionInputs:
     """The inputs with the lengths of the sequences, and k and v in the cache asked for."""
-    inputs = inputs._replace(cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
-    inputs = inputs._replace(seqused_k=lengths[0], leftpad_k=lengths[1])
+    used, first = (_ints(x, inputs.q.device) for x in lengths)
+    inputs = inputs._replace(seqused_k=used, leftpad_k=first)
     if page_size == 0 and formats == ("dense", "dense"):
         return inputs
     stored = store(inputs.k, inputs.v, formats, rows, page_size)
-    return with_key_lengths(inputs._replace(**stored._asdict()))
+    return inputs._replace(**stored._asdict())
 
 
 def _placed(inputs: AttentionInputs, strided: bool, poison: bool) -> AttentionInputs:
@@ -134,7 +133,7 @@ class _Shape(NamedTuple):
         return cls((sum(lengths_q),), (sum(lengths_k),), sizes, starts)
 
 
-def _ints(values: Sequence[int] | None, device: str) -> Tensor | None:
+def _ints(values: Sequence[int] | None, device: torch.device) -> Tensor | None:
     return None if values is None else torch.tensor(values, dtype=torch.int32, device=device)
 
 
@@ -155,8 +154,8 @@ def _extras(
     bias: tuple[bool | tuple[bool, bool, bool], torch.dtype | None],
     alibi: bool | str,
     sinks: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(bias, alibi_slopes, sinks); ``bias`` is what is broadcast and its dtype."""
+) -> dict[str, Tensor | None]:
+    """bias, alibi_slopes and sinks; ``bias`` is what is broadcast and its dtype."""
     additive = slopes = logits = None
     which, dtype = bias
     if which:
@@ -168,7 +167,7 @@ def _extras(
         slopes = normal(sizes[:2] if alibi == "batch_head" else sizes[1:2]).float().abs()
     if sinks:
         logits = normal(sizes[1:2]).float()
-    return additive, slopes, logits
+    return {"bias": additive, "alibi_slopes": slopes, "sinks": logits}
 
 
 def _poison_unused(
@@ -178,7 +177,7 @@ def _poison_unused(
     lengths: Sequence[int] | None,
 ) -> None:
     """NaN in the rows before leftpad_k and after seqused_k, as a fresh cache may hold."""
-    firsts, ends = used
+    ends, firsts = used
     for x in (k, v):
         sequences = x if lengths is None else torch.split(x, list(lengths))
         for b, rows in enumerate(sequences):
