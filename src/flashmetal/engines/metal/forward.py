@@ -38,9 +38,15 @@ def refuse(problem: AttentionProblem) -> str | None:
         return "the Metal kernels read no pages and no left padding yet"
     if problem.k_format != "dense" or problem.v_format != "dense":
         return "the Metal kernels read no quantised cache yet"
-    if problem.needs_grad:
-        return "the Metal kernels have no backward yet"
+    if problem.dropout_p:
+        return "the Metal kernels have no dropout yet"
     return None
+
+
+def refuse_backward(problem: AttentionProblem) -> str | None:
+    """Why the Metal kernels cannot serve the gradients of this call; None if they can."""
+    del problem
+    return "the Metal kernels have no backward yet"
 
 
 def forward(
