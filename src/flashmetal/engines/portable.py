@@ -13,10 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..gradients import Gradients
 from ..problem import AttentionInputs, AttentionProblem
 from . import panels
 from .key_value import PlainKeys
 from .panels import NEGLIGIBLE, Tiling
+from .portable_backward import gradients
 from .sequences import Sequence, compute_dtype, new_outputs, sequences
 
 
@@ -43,6 +45,14 @@ def forward(
     and lse in fp32 (B, Hq, Sq) or (Hq, total_q). Sums are fp32, or float64 for float64 inputs.
     """
     out, lse = new_outputs(problem, inputs, out)
+    forward_into(problem, inputs, out, lse)
+    return out, lse
+
+
+def forward_into(
+    problem: AttentionProblem, inputs: AttentionInputs, out: Tensor, lse: Tensor
+) -> None:
+    """Write o and lse, of any dtypes."""
     tiling = panels.tiling(problem)
     batch_step = panels.batch_step(problem, tiling)
     scratch = inputs.q.new_empty(0, dtype=compute_dtype(problem))
@@ -50,7 +60,34 @@ def forward(
         first, end = sequence.clear_rows(inputs.sinks)
         if first < end and sequence.q.shape[0]:
             _attend(problem, sequence, inputs, first, end, tiling, scratch)
-    return out, lse
+
+
+def refuse_backward(problem: AttentionProblem) -> str | None:
+    """Why there are no gradients of a call, in words, or None."""
+    if problem.page_size or (problem.k_format, problem.v_format) != ("dense", "dense"):
+        return "the keys of a paged or quantised cache have no backward"
+    return None
+
+
+def backward(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+    wanted: tuple[str, ...],
+) -> Gradients:
+    """The gradients of the inputs named in ``wanted``, in memory linear in the sequence.
+
+    ``o`` and ``lse`` are the forward's, of any engine; ``grad_o`` and ``grad_lse`` have their
+    shapes. Sums are float32, or float64 for float64 inputs. The same call gives the same bits.
+    """
+    if problem.dtype == torch.float64:
+        # The float32 lse of a call is too coarse to restore float64 probabilities from.
+        lse = lse.double()
+        forward_into(problem, inputs, o.new_empty(o.shape), lse)
+    return gradients(problem, inputs, o, lse, grad_o, grad_lse, wanted)
 
 
 def _attend(
