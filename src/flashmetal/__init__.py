@@ -11,8 +11,15 @@ from .api import (
 )
 from .api_cache import flash_attn_3_with_kvcache, flash_attn_with_kvcache
 from .explain import explain
+from .kvcache import CacheMemory, CacheShape, CacheStep, PagedKVCache
+from .page_pool import CacheFullError
 
 __all__ = [
+    "CacheFullError",
+    "CacheMemory",
+    "CacheShape",
+    "CacheStep",
+    "PagedKVCache",
     "explain",
     "flash_attention_varlen",
     "flash_attn_3_with_kvcache",

@@ -25,6 +25,11 @@ _ARGUMENTS = (
 _INPUTS = len(AppendInputs._fields)
 
 
+def append_to_cache(new: AppendInputs, how: AppendRequest) -> None:
+    """Write new keys and values into a cache; everything is checked before anything is written."""
+    _append_op(*new, *how)
+
+
 def append_and_attend(
     new: AppendInputs, how: AppendRequest, inputs: AttentionInputs, request: Request
 ) -> tuple[Tensor, Tensor]:
