@@ -126,6 +126,16 @@ METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* 
   __builtin_memcpy(d, area + 2 * matrix_operand_bytes + element * sizeof(D), 2 * sizeof(D));
 }
 
+METALSIM_INLINE void multiply_tensors(const TensorMultiply& product, uint32_t line) {
+  Fiber* fiber = current();
+  __builtin_memcpy(exchange<unsigned char>(fiber), &product, sizeof product);
+  metalsim_meet(fiber, pack(Collective::tensor_multiply), "matmul2d", line);
+}
+
+METALSIM_INLINE void exchange_tensors(const char* name, uint32_t line) {
+  metalsim_meet(current(), pack(Collective::tensor_exchange), name, line);
+}
+
 struct Position {
   uint32_t x, y, z;
 };
