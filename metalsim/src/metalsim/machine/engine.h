@@ -55,8 +55,9 @@ constexpr uint32_t pack(Collective collective, Combine combine, ScalarType type,
 // The offsets of a matrix multiply's operands in the exchange area: 8x8 row-major elements each.
 inline constexpr uint32_t matrix_operand_bytes = 256;
 
-// Where the lanes of a simdgroup lay the operands of tensor operations, one workspace a simdgroup.
-inline constexpr uint32_t workspace_bytes = 256 * 1024;
+// Where the lanes of a simdgroup lay the operands of a tensor operation. A simdgroup has two that
+// take turns, so a lane may begin the next operation while others still read the last one's result.
+inline constexpr uint32_t workspace_bytes = 128 * 1024;
 
 // sums += left * right, which is what a tensor_multiply finds in the exchange area: row-major
 // matrices of float, or of int32_t if `integers`.
@@ -87,7 +88,7 @@ struct alignas(64) Simdgroup {
   const char* name;
   uint32_t line;
   uint32_t index;
-  uint32_t turn;           // of the two places for sums: operations take turns
+  uint32_t turn;           // which of its two workspaces the next tensor operation uses
   uint32_t scope_entries;  // into operations of several simdgroups
   uint32_t scope_line;
   bool mismatch;  // the waiting lanes want different collectives
@@ -180,7 +181,7 @@ METALSIM_API void* metalsim_threadgroup_variable(metalsim::Fiber* fiber, uint32_
                                                  uint32_t bytes, uint32_t alignment,
                                                  const char* name);
 
-// The workspace of the fiber's simdgroup.
+// The workspace of the fiber's simdgroup for the operation that begins.
 METALSIM_API unsigned char* metalsim_tensor_workspace(metalsim::Fiber* fiber);
 
 // A thread enters an operation that all of the `simdgroups` of its threadgroup carry out.

@@ -55,7 +55,8 @@ Worker* make_worker(uint32_t capacity) {
   const uint64_t offset_arena =
       offset_simdgroups + capacity / simdgroup_width * sizeof(Simdgroup) + 4096;
   const uint64_t offset_workspaces = (offset_arena + arena_bytes + 4095) / 4096 * 4096;
-  const uint64_t offset_stacks = offset_workspaces + capacity / simdgroup_width * workspace_bytes;
+  const uint64_t offset_stacks =
+      offset_workspaces + capacity / simdgroup_width * 2 * workspace_bytes;
   const uint64_t bytes = offset_stacks + capacity * stack_stride;
   unsigned char* memory = map_memory(bytes);
   if (memory == nullptr) return nullptr;

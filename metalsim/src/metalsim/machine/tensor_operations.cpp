@@ -107,8 +107,8 @@ void check_scopes(Threadgroup& group) {
 using namespace metalsim;
 
 unsigned char* metalsim_tensor_workspace(Fiber* fiber) {
-  return fiber->threadgroup->workspaces +
-         static_cast<uint64_t>(fiber->simdgroup->index) * workspace_bytes;
+  const uint64_t number = 2ull * fiber->simdgroup->index + fiber->simdgroup->turn;
+  return fiber->threadgroup->workspaces + number * workspace_bytes;
 }
 
 void metalsim_enter_scope(Fiber* fiber, uint32_t simdgroups, const char* name, uint32_t line) {

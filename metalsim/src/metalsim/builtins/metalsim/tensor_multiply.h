@@ -87,7 +87,7 @@ struct SimdgroupMultiply {
   static constexpr int stride = (n + 15) / 16 * 16;  // of a row of the right operand and the sums
   static constexpr uint32_t left_bytes = band * piece * 4, right_bytes = piece * stride * 4;
   static constexpr uint32_t sums_bytes = band * stride * 4;
-  static_assert(left_bytes + right_bytes + 2 * sums_bytes <= workspace_bytes,
+  static_assert(left_bytes + right_bytes + sums_bytes <= workspace_bytes,
                 "matmul2d: metalsim has no room for a product this large; make M, N or K smaller");
 
   static METALSIM_INLINE void run(const Left& left, const Right& right, Destination& destination,
@@ -97,9 +97,9 @@ struct SimdgroupMultiply {
     const int simdgroup = simdgroups > 1 ? static_cast<int>(fiber->simdgroup->index) : 0;
     const int first_row = Layout::first_row(simdgroup);
     unsigned char* workspace = metalsim_tensor_workspace(fiber);
-    Wide* sums = reinterpret_cast<Wide*>(workspace + fiber->simdgroup->turn * sums_bytes);
-    Wide* a = reinterpret_cast<Wide*>(workspace + 2 * sums_bytes);
-    Wide* b = reinterpret_cast<Wide*>(workspace + 2 * sums_bytes + left_bytes);
+    Wide* sums = reinterpret_cast<Wide*>(workspace);
+    Wide* a = reinterpret_cast<Wide*>(workspace + sums_bytes);
+    Wide* b = reinterpret_cast<Wide*>(workspace + sums_bytes + left_bytes);
 
     begin(destination, sums, first_row);
     const long depth = depth_of(left, right);

@@ -2,7 +2,7 @@
 // static_asserts in Apple's MetalPerformancePrimitives (SDK of macOS 26) and its table of types.
 #pragma once
 
-#include "cooperative_tensor.h"
+#include "matmul2d_layouts.h"
 
 namespace metalsim {
 
@@ -29,7 +29,6 @@ constexpr bool multiplies() {
   return false;
 }
 
-inline constexpr int dynamic_int = static_cast<int>(metal::dynamic_extent);
 constexpr bool is_dynamic_length(int length) {
   return length == dynamic_int || length == 0x7FFFFFFF || length == 0;
 }
@@ -38,9 +37,6 @@ constexpr bool is_side(int length) {
   return length == 1 || length == 2 || length == 4 || (length > 0 && length % 8 == 0);
 }
 constexpr bool is_small_side(int length) { return length == 16 || length == 32; }
-
-template <class Scope>
-inline constexpr int simdgroups_of = static_cast<int>(Scope::static_size);
 
 template <int m, int n, int k, class Scope>
 constexpr void check_shape() {
@@ -87,6 +83,75 @@ constexpr void check_inputs() {
       is_small_side(m) && is_small_side(n) && is_small_side(k) && (m == 32 || n == 32 || k == 32),
       "matmul2d: with both inputs cooperative M, N and K must be 16 or 32, one of them "
       "32");
+}
+
+// A cooperative tensor handed to an operation must be one that this operation made.
+template <class Operation, Operand role, class Left, class Right, class T, class E, class Layout>
+constexpr void check_origin(const metal::cooperative_tensor<T, E, Layout>*) {
+  static_assert(!Layout::is_reduction, "matmul2d: a reduction is no operand");
+  if constexpr (!Layout::is_reduction) {
+    static_assert(Layout::operand == role,
+                  "matmul2d: a cooperative tensor takes the place for which it was made: left "
+                  "input, right input or destination");
+    static_assert(metal::is_same_v<typename Layout::scope, typename Operation::scope>,
+                  "matmul2d: the cooperative tensor was made for another execution scope");
+    constexpr auto mine = Operation::descriptor, its = Layout::descriptor;
+    static_assert(mine.m == its.m && mine.n == its.n &&
+                      (role == Operand::destination || mine.k == its.k) &&
+                      mine.transpose_left == its.transpose_left &&
+                      mine.transpose_right == its.transpose_right,
+                  "matmul2d: the cooperative tensor was made by an operation of another shape");
+    static_assert(metal::is_same_v<typename Layout::left, Left> &&
+                      metal::is_same_v<typename Layout::right, Right>,
+                  "matmul2d: input types must match those for which the cooperative tensor was "
+                  "made");
+  }
+}
+template <class Operation, Operand role, class Left, class Right, class T>
+constexpr void check_origin(const T*) {}
+
+// The conversion of a destination into an input of the next operation.
+template <class Operation, Operand role, class Element, class Source>
+constexpr void check_source() {
+  using Layout = typename Source::layout;
+  constexpr auto next = Operation::descriptor;
+  check_input<next.k, typename Operation::scope>();
+  static_assert(!Layout::is_reduction, "matmul2d: the source must be a destination of a matmul2d");
+  if constexpr (!Layout::is_reduction) {
+    constexpr auto before = Layout::descriptor;
+    static_assert(Layout::operand == Operand::destination,
+                  "matmul2d: the source must be a destination of a matmul2d");
+    static_assert(metal::is_execution_simdgroup_v<typename Layout::scope>,
+                  "matmul2d: the source must belong to a single simdgroup");
+    static_assert(metal::is_same_v<typename Source::value_type, Element>,
+                  "matmul2d: the source's element type must be that of the input; accumulate in "
+                  "it, or go through memory");
+    if constexpr (role == Operand::left) {
+      static_assert(!next.transpose_left, "matmul2d: a cooperative input cannot be transposed");
+      static_assert(before.m == next.m && before.n == next.k,
+                    "matmul2d: the source must be M x K of the next operation");
+    } else {
+      static_assert(!next.transpose_right, "matmul2d: a cooperative input cannot be transposed");
+      static_assert(before.m == next.k && before.n == next.n,
+                    "matmul2d: the source must be K x N of the next operation");
+    }
+  }
+}
+
+template <class Source, class Target>
+constexpr void check_reduction(int) {
+  using From = typename Source::layout;
+  using To = typename Target::layout;
+  static_assert(!From::is_reduction && To::is_reduction,
+                "reduce_rows and reduce_columns: from a matmul2d destination into a tensor of "
+                "get_row_ or get_column_reduction_destination_cooperative_tensor");
+  static_assert(metal::is_execution_simdgroup_v<typename From::scope> &&
+                    metal::is_execution_simdgroup_v<typename To::scope>,
+                "reduce_rows and reduce_columns require a single simdgroup: execution_simdgroup");
+  static_assert(From::descriptor == To::descriptor &&
+                    metal::is_same_v<typename From::left, typename To::left> &&
+                    metal::is_same_v<typename From::right, typename To::right>,
+                "reduce_rows and reduce_columns: source and destination must be of one operation");
 }
 
 }  // namespace metalsim
