@@ -5,6 +5,12 @@
 #include "../../machine/engine.h"
 
 #define METALSIM_INLINE inline __attribute__((always_inline))
+// For what moves values between a lane and its simdgroup: checkers have nothing to see there.
+#if defined(METALSIM_CHECK)
+#define METALSIM_UNOBSERVED inline __attribute__((noinline, no_sanitize("thread")))
+#else
+#define METALSIM_UNOBSERVED METALSIM_INLINE
+#endif
 #define METALSIM_DEVICE
 #define METALSIM_CONSTANT
 #define METALSIM_THREADGROUP

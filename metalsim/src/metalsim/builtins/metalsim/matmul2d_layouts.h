@@ -8,6 +8,9 @@
 namespace metalsim {
 
 inline constexpr int dynamic_int = static_cast<int>(metal::dynamic_extent);
+constexpr bool is_dynamic_length(int length) {
+  return length == dynamic_int || length == 0x7FFFFFFF || length == 0;
+}
 template <class Scope>
 inline constexpr int simdgroups_of = static_cast<int>(Scope::static_size);
 
@@ -75,15 +78,15 @@ struct OperandLayout {
   using right = Right;
   static constexpr bool is_reduction = false;
 
-  // As it is stored: a transposed operand has its inner dimension down.
-  static constexpr int rows =
-      role == Operand::left    ? (descriptor.transpose_left ? descriptor.k : descriptor.m)
-      : role == Operand::right ? (descriptor.transpose_right ? descriptor.n : descriptor.k)
-                               : descriptor.m;
-  static constexpr int columns =
-      role == Operand::left    ? (descriptor.transpose_left ? descriptor.m : descriptor.k)
-      : role == Operand::right ? (descriptor.transpose_right ? descriptor.k : descriptor.n)
-                               : descriptor.n;
+  // As it is stored: a transposed operand has its inner dimension down. (Inputs have no dynamic
+  // depth; a type that is refused for it should not fail here first.)
+  static constexpr int depth = is_dynamic_length(descriptor.k) ? 16 : descriptor.k;
+  static constexpr bool is_left = role == Operand::left, is_right = role == Operand::right;
+  static constexpr bool down = is_left ? descriptor.transpose_left : !descriptor.transpose_right;
+  static constexpr int outer = is_right ? descriptor.n : descriptor.m;
+  static constexpr bool is_input = is_left || is_right;
+  static constexpr int rows = is_input && down ? depth : outer;
+  static constexpr int columns = !is_input ? descriptor.n : down ? outer : depth;
 
   static constexpr bool in_thread = metal::is_execution_thread_v<Scope>;
   static constexpr int simdgroups = simdgroups_of<Scope>;

@@ -2,6 +2,7 @@
 // and arrays that they hold (tensor_inline); the host cannot bind any (tensor_handle).
 #pragma once
 
+#include "arguments.h"
 #include "extents.h"
 #include "utilities.h"
 
@@ -149,6 +150,14 @@ tensor(T*, extents<Index, Extents...>, array<Stride, rank>)
 }  // namespace metal
 
 namespace metalsim {
+
+template <class T, class Extents, class Descriptor, class... Tags>
+struct BufferValue<metal::tensor<T, Extents, Descriptor, Tags...>> {
+  static_assert(sizeof(T) == 0,
+                "a kernel parameter cannot be a tensor: the host binds those, which compile_shader "
+                "cannot do. Take a pointer and make a tensor_inline of it");
+  static metal::tensor<T, Extents, Descriptor, Tags...> from(void*);
+};
 
 template <class T>
 inline constexpr bool is_tensor = metal::is_tensor_handle_v<T> || metal::is_tensor_inline_v<T>;

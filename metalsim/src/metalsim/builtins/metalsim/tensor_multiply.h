@@ -33,7 +33,7 @@ struct Block {
   }
 
   template <class T, class E, class Layout>
-  METALSIM_INLINE void take(const metal::cooperative_tensor<T, E, Layout>& operand) const {
+  METALSIM_UNOBSERVED void take(const metal::cooperative_tensor<T, E, Layout>& operand) const {
     for (int slot = 0; slot < Layout::capacity; ++slot) {
       const Place place = Layout::place(slot);
       if (place.valid) at(place.index[1], place.index[0]) = widen<Wide, relaxed>(operand[slot]);
@@ -53,14 +53,26 @@ struct Block {
       const auto* source = data + from_row * down + from_column * across;
       if (across == 1 && from_row < row_limit && from_column + 4 <= column_limit &&
           column + 4 <= columns) {
-        for (int i = 0; i < 4; ++i) at(row, column + i) = widen<Wide, relaxed>(source[i]);
+        put<4>(row, column,
+               {widen<Wide, relaxed>(source[0]), widen<Wide, relaxed>(source[1]),
+                widen<Wide, relaxed>(source[2]), widen<Wide, relaxed>(source[3])});
         continue;
       }
       for (int i = 0; i < 4 && column + i < columns; ++i) {
         const bool inside = from_row < row_limit && from_column + i < column_limit;
-        at(row, column + i) = inside ? widen<Wide, relaxed>(source[i * across]) : Wide(0);
+        put<1>(row, column + i,
+               {inside ? widen<Wide, relaxed>(source[i * across]) : Wide(0), 0, 0, 0});
       }
     }
+  }
+
+ private:
+  struct Quad {
+    Wide values[4];
+  };
+  template <int count>
+  METALSIM_UNOBSERVED void put(int row, int column, Quad quad) const {
+    for (int i = 0; i < count; ++i) at(row, column + i) = quad.values[i];
   }
 };
 
@@ -159,32 +171,57 @@ struct SimdgroupMultiply {
   }
 
   // The sums that this lane owns: what they start from, and where they go.
+  static METALSIM_INLINE Wide& owned(Wide* sums, const Place& place, int first_row) {
+    return sums[(place.index[1] - first_row) * stride + place.index[0]];
+  }
+  static METALSIM_UNOBSERVED Wide read(Wide* sums, const Place& place, int first_row) {
+    return owned(sums, place, first_row);
+  }
+  static METALSIM_UNOBSERVED void write(Wide* sums, const Place& place, int first_row, Wide sum) {
+    owned(sums, place, first_row) = sum;
+  }
+
   static METALSIM_INLINE void begin(const Destination& destination, Wide* sums, int first_row) {
+    if constexpr (adds && in_memory) {
+      for (int slot = 0; slot < Layout::capacity; ++slot) {
+        const Place place = Layout::place(slot);
+        if (!place.valid) continue;
+        const bool here = inside(destination, place);
+        write(sums, place, first_row,
+              here ? static_cast<Wide>(destination[place.index[0], place.index[1]]) : Wide(0));
+      }
+    } else {
+      take_owned(destination, sums, first_row);
+    }
+  }
+  static METALSIM_UNOBSERVED void take_owned(const Destination& destination, Wide* sums,
+                                             int first_row) {
     for (int slot = 0; slot < Layout::capacity; ++slot) {
       const Place place = Layout::place(slot);
       if (!place.valid) continue;
-      Wide& sum = sums[(place.index[1] - first_row) * stride + place.index[0]];
-      if constexpr (!adds) {
-        sum = 0;
-      } else if constexpr (in_memory) {
-        sum = inside(destination, place)
-                  ? static_cast<Wide>(destination[place.index[0], place.index[1]])
-                  : Wide(0);
-      } else {
-        sum = static_cast<Wide>(destination[slot]);
-      }
+      if constexpr (adds && !in_memory)
+        owned(sums, place, first_row) = static_cast<Wide>(destination[slot]);
+      else
+        owned(sums, place, first_row) = 0;
     }
   }
 
-  static METALSIM_INLINE void end(Destination& destination, const Wide* sums, int first_row) {
+  static METALSIM_INLINE void end(Destination& destination, Wide* sums, int first_row) {
+    if constexpr (in_memory) {
+      for (int slot = 0; slot < Layout::capacity; ++slot) {
+        const Place place = Layout::place(slot);
+        if (!place.valid || !inside(destination, place)) continue;
+        destination[place.index[0], place.index[1]] =
+            static_cast<Result>(read(sums, place, first_row));
+      }
+    } else {
+      give_owned(destination, sums, first_row);
+    }
+  }
+  static METALSIM_UNOBSERVED void give_owned(Destination& destination, Wide* sums, int first_row) {
     for (int slot = 0; slot < Layout::capacity; ++slot) {
       const Place place = Layout::place(slot);
-      if (!place.valid) continue;
-      const Wide sum = sums[(place.index[1] - first_row) * stride + place.index[0]];
-      if constexpr (!in_memory)
-        destination[slot] = static_cast<Result>(sum);
-      else if (inside(destination, place))
-        destination[place.index[0], place.index[1]] = static_cast<Result>(sum);
+      if (place.valid) destination[slot] = static_cast<Result>(owned(sums, place, first_row));
     }
   }
 

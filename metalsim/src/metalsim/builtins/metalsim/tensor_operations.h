@@ -51,14 +51,16 @@ class matmul2d {
 
   // The inputs' types are named by their elements, the destination's by its operands.
   template <class LeftElement, class RightElement, class Element, class Coordinate = int>
-  METALSIM_INLINE auto get_left_input_cooperative_tensor() const {
+  METALSIM_INLINE cooperative_tensor_left_input_t<LeftElement, RightElement, Element, Coordinate>
+  get_left_input_cooperative_tensor() const {
     check_input<LeftElement, RightElement, Element>();
-    return cooperative_tensor_left_input_t<LeftElement, RightElement, Element, Coordinate>();
+    return {};
   }
   template <class LeftElement, class RightElement, class Element, class Coordinate = int>
-  METALSIM_INLINE auto get_right_input_cooperative_tensor() const {
+  METALSIM_INLINE cooperative_tensor_right_input_t<LeftElement, RightElement, Element, Coordinate>
+  get_right_input_cooperative_tensor() const {
     check_input<LeftElement, RightElement, Element>();
-    return cooperative_tensor_right_input_t<LeftElement, RightElement, Element, Coordinate>();
+    return {};
   }
   template <class Left, class Right, class Element, class Coordinate = int>
   METALSIM_INLINE auto get_destination_cooperative_tensor() const {
@@ -80,19 +82,23 @@ class matmul2d {
   // is_compatible_as_... tells, the elements come out in the wrong places, as on the GPU.
   template <class LeftElement, class RightElement, class Element, class Coordinate = int, class T,
             class E, class SourceLayout>
-  METALSIM_INLINE auto get_left_input_cooperative_tensor(
+  METALSIM_INLINE cooperative_tensor_left_input_t<LeftElement, RightElement, Element, Coordinate>
+  get_left_input_cooperative_tensor(
       const metal::cooperative_tensor<T, E, SourceLayout>& source) const {
-    auto result =
-        get_left_input_cooperative_tensor<LeftElement, RightElement, Element, Coordinate>();
-    return converted<metalsim::Operand::left>(source, result);
+    using Target = cooperative_tensor_left_input_t<LeftElement, RightElement, Element, Coordinate>;
+    check_input<LeftElement, RightElement, Element>();
+    metalsim::check_source<matmul2d, metalsim::Operand::left, T, SourceLayout, LeftElement>();
+    return converted<Target>(source);
   }
   template <class LeftElement, class RightElement, class Element, class Coordinate = int, class T,
             class E, class SourceLayout>
-  METALSIM_INLINE auto get_right_input_cooperative_tensor(
+  METALSIM_INLINE cooperative_tensor_right_input_t<LeftElement, RightElement, Element, Coordinate>
+  get_right_input_cooperative_tensor(
       const metal::cooperative_tensor<T, E, SourceLayout>& source) const {
-    auto result =
-        get_right_input_cooperative_tensor<LeftElement, RightElement, Element, Coordinate>();
-    return converted<metalsim::Operand::right>(source, result);
+    using Target = cooperative_tensor_right_input_t<LeftElement, RightElement, Element, Coordinate>;
+    check_input<LeftElement, RightElement, Element>();
+    metalsim::check_source<matmul2d, metalsim::Operand::right, T, SourceLayout, RightElement>();
+    return converted<Target>(source);
   }
   template <class LeftElement, class RightElement, class Element, class T, class E,
             class SourceLayout>
@@ -154,10 +160,11 @@ class matmul2d {
       metalsim::check_types<typename Left::value_type, typename Right::value_type, Element>();
   }
 
-  template <metalsim::Operand role, class Source, class Target>
-  static METALSIM_INLINE Target converted(const Source& source, Target& target) {
-    metalsim::check_source<matmul2d, role, typename Target::value_type, Source>();
-    for (int slot = 0; slot < Target::layout::capacity; ++slot) target[slot] = source[slot];
+  template <class Target, class Source>
+  static METALSIM_INLINE Target converted(const Source& source) {
+    Target target;
+    constexpr int own = Target::layout::capacity, given = Source::layout::capacity;
+    for (int slot = 0; slot < (own < given ? own : given); ++slot) target[slot] = source[slot];
     return target;
   }
 

@@ -29,10 +29,6 @@ constexpr bool multiplies() {
   return false;
 }
 
-constexpr bool is_dynamic_length(int length) {
-  return length == dynamic_int || length == 0x7FFFFFFF || length == 0;
-}
-
 constexpr bool is_side(int length) {
   return length == 1 || length == 2 || length == 4 || (length > 0 && length % 8 == 0);
 }
@@ -111,11 +107,9 @@ template <class Operation, Operand role, class Left, class Right, class T>
 constexpr void check_origin(const T*) {}
 
 // The conversion of a destination into an input of the next operation.
-template <class Operation, Operand role, class Element, class Source>
+template <class Operation, Operand role, class Source, class Layout, class Element>
 constexpr void check_source() {
-  using Layout = typename Source::layout;
   constexpr auto next = Operation::descriptor;
-  check_input<next.k, typename Operation::scope>();
   static_assert(!Layout::is_reduction, "matmul2d: the source must be a destination of a matmul2d");
   if constexpr (!Layout::is_reduction) {
     constexpr auto before = Layout::descriptor;
@@ -123,7 +117,7 @@ constexpr void check_source() {
                   "matmul2d: the source must be a destination of a matmul2d");
     static_assert(metal::is_execution_simdgroup_v<typename Layout::scope>,
                   "matmul2d: the source must belong to a single simdgroup");
-    static_assert(metal::is_same_v<typename Source::value_type, Element>,
+    static_assert(metal::is_same_v<Source, Element>,
                   "matmul2d: the source's element type must be that of the input; accumulate in "
                   "it, or go through memory");
     if constexpr (role == Operand::left) {
