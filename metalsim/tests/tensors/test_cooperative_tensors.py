@@ -242,7 +242,8 @@ def test_reductions(layout: str, dtype: type[np.floating]) -> None:
 CHAIN = (
     HEAD
     + """
-// O = (Q K^T) V by one simdgroup, 16 rows, keys in blocks of 32; size: keys, columns of q.
+// O = 2 (Q K^T) V by one simdgroup, 16 rows, keys in blocks of 32, and the sums of S's rows in
+// column 48; size: keys, columns of q.
 template <bool asks>
 kernel void chain(device half* q, device half* k, device half* v, device float* o,
                   constant int2& size) {
@@ -256,27 +257,43 @@ kernel void chain(device half* q, device half* k, device half* v, device float* 
   auto all_k = tensor(k, dextents<int, 2>(size.y, size.x));
   auto all_v = tensor(v, dextents<int, 2>(48, size.x));
   auto tp = tensor(stage, extents<int, 32, 16>());
-  auto to = tensor(o, extents<int, 48, 16>());
+  auto to = tensor(o, extents<int, 48, 16>(), array<int, 2>{1, 49});
+  auto row_sums = tensor(o + 48, extents<int, 16>(), array<int, 1>{49});
   auto s = scores.template get_destination_cooperative_tensor<decltype(tq), decltype(tq), half>();
   auto sums =
       output.template get_destination_cooperative_tensor<decltype(tp), decltype(tp), float>();
   for (uint16_t i = 0; i < sums.get_capacity(); ++i) sums[i] = 0;
+  matmul2d<first, execution_simdgroup> wide;
+  auto exact =
+      wide.template get_destination_cooperative_tensor<decltype(tq), decltype(tq), float>();
+  auto line =
+      wide.template get_row_reduction_destination_cooperative_tensor<decltype(tq), decltype(tq),
+                                                                     float>();
+  auto lines = line;
+  for (uint16_t i = 0; i < line.get_capacity(); ++i) lines[i] = 0;
   for (int key = 0; key < size.x; key += 32) {
     auto tk = all_k.slice(0, key);
     auto tv = all_v.slice(0, key);
     for (uint16_t i = 0; i < s.get_capacity(); ++i) s[i] = 0;
     scores.run(tq, tk, s);
-    if (!asks || output.template is_compatible_as_left_input<half, half, float>(s)) {
-      auto p = output.template get_left_input_cooperative_tensor<half, half, float>(s);
-      output.run(p, tv, sums);
-    } else {
-      s.store(tp);
-      simdgroup_barrier(mem_flags::mem_threadgroup);
-      output.run(tp, tv, sums);
-      simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (int twice = 0; twice < 2; ++twice) {
+      if (!asks || output.template is_compatible_as_left_input<half, half, float>(s)) {
+        auto p = output.template get_left_input_cooperative_tensor<half, half, float>(s);
+        output.run(p, tv, sums);
+      } else {
+        s.store(tp);
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        output.run(tp, tv, sums);
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+      }
+      if (twice == 1) continue;
+      for (uint16_t i = 0; i < s.get_capacity(); ++i) exact[i] = s[i];
+      reduce_rows(exact, line);
+      for (uint16_t i = 0; i < line.get_capacity(); ++i) lines[i] += line[i];
     }
   }
   sums.store(to);
+  lines.store(row_sums);
 }
 template [[host_name("asks")]] [[kernel]] decltype(chain<true>) chain<true>;
 template [[host_name("trusts")]] [[kernel]] decltype(chain<false>) chain<false>;
@@ -289,14 +306,15 @@ def chain_errors(layout: str, kernel: str, seed: int | None = None) -> tuple[np.
     generator = np.random.default_rng(0)
     q, k, v = (
         generator.integers(-3, 4, shape).astype(np.float16)
-        for shape in ((16, 40), (75, 40), (75, 48))
+        for shape in ((16, 100), (75, 100), (75, 48))
     )
-    out = np.full((16, 48), np.nan, np.float32)
+    out = np.full((16, 49), np.nan, np.float32)
     with metalsim.schedule(seed=seed):
         getattr(library, kernel)(
-            q, k, v, out, np.array([75, 40], np.int32), threads=32, group_size=32
+            q, k, v, out, np.array([75, 100], np.int32), threads=32, group_size=32
         )
-    exact = (q.astype(int) @ k.T.astype(int)) @ v.astype(int)
+    scores = q.astype(int) @ k.T.astype(int)
+    exact = np.concatenate([2 * scores @ v.astype(int), scores.sum(axis=1, keepdims=True)], axis=1)
     return out, bool((out == exact).all())
 
 

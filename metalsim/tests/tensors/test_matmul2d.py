@@ -58,6 +58,7 @@ kernel void product(device half* a, device half* b, device float* c, constant in
 SCOPES = {
     "simdgroup": ("execution_simdgroup", 32, (16, 32)),
     "four": ("execution_simdgroups<4>", 128, (64, 32)),
+    "wide": ("execution_simdgroups<4>", 128, (32, 48)),
     "three": ("execution_simdgroups<3>", 96, (16, 40)),
     "thread": ("execution_thread", 1, (2, 8)),
 }
@@ -82,6 +83,7 @@ CASES = {
         ("length", False, False, True),
     ],
     "four": [("dynamic", ta, tb, True) for ta, tb in TRANSPOSES],
+    "wide": [("dynamic", False, False, True), ("static", True, True, True)],
     "three": [("static", False, True, True), ("dynamic", True, False, False)],
     "thread": [("dynamic", ta, tb, ta) for ta, tb in TRANSPOSES],
 }

@@ -39,6 +39,13 @@ kernel void alone(device half* a, device half* b, device float* c, constant int&
   matmul2d<matmul2d_descriptor(1, 16, 16), execution_thread> op;
   if (int(i) < limit) op.run(A, B, C);
 }
+kernel void few_rows(device half* a, device half* b, device float* c) {
+  auto A = tensor(a, extents<int, 16, 64>());
+  auto B = tensor(b, extents<int, 16, 16>());
+  auto C = tensor(c, extents<int, 16, 64>());
+  matmul2d<matmul2d_descriptor(8, 16, 16), execution_simdgroup> op;
+  op.run(A, B, C);
+}
 kernel void rows(device float* a, device float* out) {
   using Memory = tensor<device float, extents<int, 32, 16>, tensor_inline>;
   Memory A(a, extents<int, 32, 16>());
@@ -89,6 +96,10 @@ def test_bytes_are_counted_once_a_simdgroup() -> None:
     _, counters = launch("four", 128, 0)
     assert counters["device_bytes_loaded"] == 2 * (64 * 16 + 4 * 16 * 16)
     assert counters["device_bytes_stored"] == 4 * 64 * 16
+    c, counters = launch("few_rows", 32, 0)
+    assert counters["device_bytes_loaded"] == 2 * (8 * 16 + 16 * 16)
+    assert (c[:8] == 16).all()
+    assert np.isnan(c[8:]).all()
 
 
 def test_a_reduction_counts_as_one() -> None:
