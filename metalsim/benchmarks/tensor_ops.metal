@@ -11,8 +11,7 @@ kernel void tensor_multiplies(device float* out, constant uint& count,
   matmul2d<descriptor, execution_simdgroup> multiply;
   auto left = multiply.get_left_input_cooperative_tensor<half, half, float>();
   auto right = multiply.get_right_input_cooperative_tensor<half, half, float>();
-  auto sums =
-      multiply.get_destination_cooperative_tensor<decltype(left), decltype(right), float>();
+  auto sums = multiply.get_destination_cooperative_tensor<decltype(left), decltype(right), float>();
   for (uint16_t i = 0; i < left.get_capacity(); ++i) left[i] = half(out[lane]);
   for (uint16_t i = 0; i < right.get_capacity(); ++i) right[i] = half(out[lane]);
   for (uint16_t i = 0; i < sums.get_capacity(); ++i) sums[i] = 0;

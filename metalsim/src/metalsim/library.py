@@ -158,9 +158,9 @@ def compile_shader(
             tensor, which Metal does not say: "apple10" (M5), "older" (GPUs before it) or
             "random:SEED", whose lanes have empty slots too; None reads
             METALSIM_COOPERATIVE_LAYOUT (default: apple10). Seeds decide as well what else GPUs may
-            do differently: under odd ones destinations and inputs differ in layout
-            (`is_compatible_as_left_input` is false), under those with bit 1 set `mode::multiply`
-            adds to a destination in memory.
+            do differently: under odd ones the layout depends on operand, element type and depth
+            too (`is_compatible_as_left_input` is false), under those with bit 1 set
+            `mode::multiply` adds to a destination in memory.
 
     Returns:
         The library; `library.name` is the kernel called `name`.

@@ -123,6 +123,47 @@ def test_every_element_has_one_place(layout: str) -> None:
             assert len(valid) < len(found), f"{name} should have empty slots"
 
 
+TYPED = (
+    HEAD
+    + """
+// S in float by one operation, rounded slot by slot into a destination of another element type or
+// of an operation of another depth: the same elements only where layouts agree.
+template <class To, int depth>
+kernel void copies(device half* a, device half* b, device float* c) {
+  auto ta = tensor(a, extents<int, 16, 16>());
+  auto tb = tensor(b, extents<int, 32, 16>());
+  auto tc = tensor(c, extents<int, 32, 16>());
+  matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
+  matmul2d<matmul2d_descriptor(16, 32, depth), execution_simdgroup> other;
+  auto s = op.template get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
+  auto p = other.template get_destination_cooperative_tensor<decltype(ta), decltype(tb), To>();
+  op.run(ta, tb, s);
+  for (uint16_t i = 0; i < s.get_capacity(); ++i) p[i] = To(s[i]);
+  for (uint16_t i = 0; i < p.get_capacity(); ++i) {
+    if (!p.is_valid_element(i)) continue;
+    const auto index = p.get_multidimensional_index(i);
+    tc[index[0], index[1]] = p[i];
+  }
+}
+template [[host_name("type")]] [[kernel]] decltype(copies<half, 16>) copies<half, 16>;
+template [[host_name("depth")]] [[kernel]] decltype(copies<float, 32>) copies<float, 32>;
+template [[host_name("same")]] [[kernel]] decltype(copies<float, 16>) copies<float, 16>;
+"""
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_may_depend_on_type_and_operation(layout: str) -> None:
+    library = metalsim.compile_shader(TYPED, cooperative_layout=layout)
+    a = np.eye(16, dtype=np.float16)
+    b = np.arange(512, dtype=np.float16).reshape(16, 32)
+    for kernel in ("same", "type", "depth"):
+        c = np.zeros((16, 32), np.float32)
+        getattr(library, kernel)(a, b, c, threads=32, group_size=32)
+        agrees = kernel == "same" or layout not in ("random:1", "random:3")
+        assert (c == b).all() == agrees, kernel
+
+
 def test_random_layouts_differ_and_repeat() -> None:
     seen = list[list[int]]()
     for seed in (5, 6, 5):
@@ -287,7 +328,8 @@ kernel void chain(device half* q, device half* k, device half* v, device float* 
         simdgroup_barrier(mem_flags::mem_threadgroup);
       }
       if (twice == 1) continue;
-      for (uint16_t i = 0; i < s.get_capacity(); ++i) exact[i] = s[i];
+      for (uint16_t i = 0; i < exact.get_capacity(); ++i) exact[i] = 0;
+      wide.run(tq, tk, exact);
       reduce_rows(exact, line);
       for (uint16_t i = 0; i < line.get_capacity(); ++i) lines[i] += line[i];
     }

@@ -17,7 +17,8 @@ enum class Operand { left, right, destination };
 // What the implementation may answer differently from GPU to GPU, drawn from the seed's lowest bits
 // so that all four combinations are easy to ask for.
 inline constexpr bool is_random_layout = METALSIM_COOPERATIVE_LAYOUT == 0;
-// Whether destinations and inputs of equal shape, and rows and their reductions, agree in layout.
+// Whether tensors of equal shape agree in layout although they are other operands, of another type
+// or of another operation; and whether rows agree with their reductions.
 inline constexpr bool layouts_agree = !is_random_layout || METALSIM_COOPERATIVE_SEED % 2 == 0;
 // Whether mode::multiply adds to what a destination in memory holds. Apple's header says both; a
 // kernel that clears its destination need not know.
@@ -111,15 +112,14 @@ struct Permutation {
 };
 
 // Every element somewhere, and a slot or more of each lane empty.
-template <int rows, int columns, int simdgroups, Operand operand>
+template <int rows, int columns, int simdgroups, uint64_t salt>
 struct RandomLayout {
   static constexpr int threads = simdgroups * 32;
   static constexpr int capacity = (rows * columns + threads - 1) / threads + 1;
   static constexpr int band_rows = rows;
-  static constexpr int operand_salt = layouts_agree ? 0 : static_cast<int>(operand);
   static constexpr Permutation permutation{
       static_cast<uint64_t>(threads) * capacity,
-      static_cast<uint64_t>(rows) << 40 ^ static_cast<uint64_t>(columns) << 20 ^ operand_salt};
+      static_cast<uint64_t>(rows) << 40 ^ static_cast<uint64_t>(columns) << 20 ^ salt};
 
   static METALSIM_INLINE int first_row(int) { return 0; }
 
@@ -142,9 +142,9 @@ struct RandomLineLayout {
   }
 };
 
-template <int rows, int columns, int simdgroups, Operand operand>
+template <int rows, int columns, int simdgroups, uint64_t salt>
 using MatrixLayout =
-    metal::conditional_t<is_random_layout, RandomLayout<rows, columns, simdgroups, operand>,
+    metal::conditional_t<is_random_layout, RandomLayout<rows, columns, simdgroups, salt>,
                          FragmentLayout<rows, columns, simdgroups>>;
 template <int length, bool of_rows>
 using LineLayout = metal::conditional_t<is_random_layout, RandomLineLayout<length>,

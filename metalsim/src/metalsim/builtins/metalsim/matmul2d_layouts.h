@@ -69,7 +69,8 @@ namespace metalsim {
 using mpp::tensor_ops::matmul2d_descriptor;
 
 // One operand of one operation, spread over the threads of its scope.
-template <matmul2d_descriptor operation, Operand role, class Scope, class Left, class Right>
+template <matmul2d_descriptor operation, Operand role, class Scope, class Left, class Right,
+          class Element>
 struct OperandLayout {
   static constexpr matmul2d_descriptor descriptor = operation;
   static constexpr Operand operand = role;
@@ -90,7 +91,12 @@ struct OperandLayout {
 
   static constexpr bool in_thread = metal::is_execution_thread_v<Scope>;
   static constexpr int simdgroups = simdgroups_of<Scope>;
-  using Matrix = MatrixLayout<rows, columns, simdgroups, role>;
+  static constexpr uint64_t salt = layouts_agree
+                                       ? 0
+                                       : static_cast<uint64_t>(role) ^
+                                             static_cast<uint64_t>(scalar_type<Element>()) << 2 ^
+                                             static_cast<uint64_t>(depth) << 6;
+  using Matrix = MatrixLayout<rows, columns, simdgroups, salt>;
   static constexpr int capacity = in_thread ? rows * columns : Matrix::capacity;
   static constexpr int band_rows = Matrix::band_rows;
 

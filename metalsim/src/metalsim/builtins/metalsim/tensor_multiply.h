@@ -83,7 +83,7 @@ template <class Operation, class Left, class Right, class Destination>
 struct SimdgroupMultiply {
   using Result = typename Destination::value_type;
   using Wide = Accumulator<Result>;
-  using Layout = typename Operation::template DestinationLayout<Left, Right>;
+  using Layout = typename Operation::template DestinationLayout<Left, Right, Result>;
 
   static constexpr auto descriptor = Operation::descriptor;
   static constexpr int m = descriptor.m, n = descriptor.n, simdgroups = Operation::simdgroups;

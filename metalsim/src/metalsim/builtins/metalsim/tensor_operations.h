@@ -13,8 +13,8 @@ class matmul2d {
                 "matmul2d: the scope must be execution_thread, execution_simdgroup or "
                 "execution_simdgroups<N>");
 
-  template <metalsim::Operand role, class Left, class Right>
-  using Layout = metalsim::OperandLayout<Descriptor, role, Scope, Left, Right>;
+  template <metalsim::Operand role, class Left, class Right, class Element>
+  using Layout = metalsim::OperandLayout<Descriptor, role, Scope, Left, Right, Element>;
   template <class Element, class Coordinate, class Layout>
   using Matrix = metal::cooperative_tensor<Element, metal::dextents<Coordinate, 2>, Layout>;
   template <class Element, class Coordinate, int kept, class Left, class Right>
@@ -26,20 +26,22 @@ class matmul2d {
   static constexpr matmul2d_descriptor descriptor = Descriptor;
   static constexpr int simdgroups = metalsim::simdgroups_of<Scope>;
   using scope = Scope;
-  template <class Left, class Right>
+  template <class Left, class Right, class Element>
   using DestinationLayout =
       Layout<metalsim::Operand::destination, metalsim::element_of_operand<Left>,
-             metalsim::element_of_operand<Right>>;
+             metalsim::element_of_operand<Right>, Element>;
 
   template <class LeftElement, class RightElement, class Element, class Coordinate = int>
   using cooperative_tensor_left_input_t =
-      Matrix<LeftElement, Coordinate, Layout<metalsim::Operand::left, LeftElement, RightElement>>;
+      Matrix<LeftElement, Coordinate,
+             Layout<metalsim::Operand::left, LeftElement, RightElement, LeftElement>>;
   template <class LeftElement, class RightElement, class Element, class Coordinate = int>
   using cooperative_tensor_right_input_t =
-      Matrix<RightElement, Coordinate, Layout<metalsim::Operand::right, LeftElement, RightElement>>;
+      Matrix<RightElement, Coordinate,
+             Layout<metalsim::Operand::right, LeftElement, RightElement, RightElement>>;
   template <class Left, class Right, class Element, class Coordinate = int>
   using cooperative_tensor_destination_t =
-      Matrix<Element, Coordinate, DestinationLayout<Left, Right>>;
+      Matrix<Element, Coordinate, DestinationLayout<Left, Right, Element>>;
   template <class Left, class Right, class Element, class Coordinate = int>
   using cooperative_tensor_row_reduction_destination_t =
       Line<Element, Coordinate, 1, metalsim::element_of_operand<Left>,
