@@ -46,6 +46,14 @@ kernel void few_rows(device half* a, device half* b, device float* c) {
   matmul2d<matmul2d_descriptor(8, 16, 16), execution_simdgroup> op;
   op.run(A, B, C);
 }
+kernel void promises(device half* a, device half* b, device float* c) {
+  auto all_a = tensor(a, dextents<int, 2>(16, 64));
+  auto A = all_a.slice<16, 64>(0, 32);
+  auto B = tensor(b, extents<int, 16, 16>());
+  auto C = tensor(c, extents<int, 16, 64>());
+  matmul2d<matmul2d_descriptor(64, 16, 16), execution_simdgroup> op;
+  op.run(A, B, C);
+}
 kernel void rows(device float* a, device float* out) {
   using Memory = tensor<device float, extents<int, 32, 16>, tensor_inline>;
   Memory A(a, extents<int, 32, 16>());
@@ -136,3 +144,8 @@ def test_simdgroups_that_do_not_come_diverge(seed: int) -> None:
         pytest.raises(metalsim.DivergenceError, match=message),
     ):
         launch("four", 128, 3)
+
+
+def test_a_slice_that_promises_too_much_is_out_of_bounds() -> None:
+    with pytest.raises(metalsim.BoundsError, match=r"buffer\(0\)"):
+        launch("promises", 32, 0)
