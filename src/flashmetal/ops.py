@@ -20,7 +20,7 @@ from .reference import attention_reference
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, "
-    "Tensor? leftpad_k, Tensor? k_scale, Tensor? v_scale, "
+    "Tensor? leftpad_k, Tensor? k_scale, Tensor? v_scale, Tensor? rng_state, "
     "str function, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? scale, bool causal, "
     "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate, "
     "int num_splits"

@@ -52,6 +52,7 @@ class AttentionInputs(NamedTuple):
     leftpad_k: Tensor | None = None  # (B,) int32, the first keys of a sequence, which are hidden
     k_scale: Tensor | None = None  # float32, of k's format
     v_scale: Tensor | None = None  # float32, of v's format
+    rng_state: Tensor | None = None  # (2,) int64, seed and offset of the dropout
 
 
 class Request(NamedTuple):
@@ -108,6 +109,7 @@ class AttentionProblem(NamedTuple):
     k_format: str = "dense"
     v_format: str = "dense"
     num_splits: int = 0
+    dropout_p: float = 0.0
 
     @classmethod
     def of(cls, inputs: AttentionInputs, request: Request) -> AttentionProblem:
