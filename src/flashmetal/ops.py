@@ -44,7 +44,7 @@ def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
         if _is_eager(problem, request):
             return _eager(problem, inputs, request)
         return _attention_op(*inputs, *request)
-    if _is_unwatched(inputs):
+    if is_unwatched(inputs):
         return _run(problem, inputs, request, None)
     return _attention_op(*inputs, *request)
 
@@ -68,13 +68,13 @@ def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     check_out(out, problem, inputs, request)
     if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
         out.copy_(attend(inputs, request)[0])
-    elif _is_unwatched((out, *inputs)):
+    elif is_unwatched((out, *inputs)):
         _run_into(out, problem, inputs, request)
     else:
         _attention_out_op(out, *inputs, *request)
 
 
-def _is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
+def is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether the operator would only pass the call on: 10 us of its 20 arguments are then saved.
 
     False under tracing, dispatch modes, function transforms, profilers and for tensor subclasses.

@@ -275,19 +275,19 @@ def assert_gradients_match_reference(
 ) -> None:
     """Compare the gradients that are there with the float64 oracle's, each within its budget.
 
-    The gradient of a score is P * (dP - delta). Where the two cancel their rounding remains, so a
-    budget also has a rounding each of P, dP, delta and the product, of the gradient without delta.
+    The gradient of a score is P * (dP - delta). Where terms cancel their rounding remains, so a
+    budget also has a rounding each of P, dP, delta and the product, of what the terms add up to.
     """
     inputs = inputs._make(None if x is None else x.cpu() for x in inputs)
     names = tuple(name for name, x in found._asdict().items() if x is not None)
     grad_o, grad_lse = grad_o.cpu(), None if grad_lse is None else grad_lse.cpu()
     exact = _oracle_gradients(problem, inputs, names, grad_o, grad_lse)
-    whole = _oracle_gradients(problem, inputs, names, grad_o, None, without_delta=True)
+    sizes = _sizes_of_terms(problem, inputs, names, grad_o, grad_lse)
     low = problem, inputs
     if problem.dtype == torch.float64:
         low = _single(problem, inputs)
     eager = _reference_gradients(*low, names, grad_o.to(low[0].dtype), grad_lse, None)
-    for name, right, rough, part in zip(names, exact, eager, whole, strict=True):
+    for name, right, rough, size in zip(names, exact, eager, sizes, strict=True):
         actual: Tensor = getattr(found, name).cpu()
         vector = name in ("alibi_slopes", "sinks")
         expected = torch.float32 if vector else getattr(inputs, name).dtype
@@ -299,7 +299,7 @@ def assert_gradients_match_reference(
             shrink = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
             rough = right + (rough.double() - right) * shrink
         label = f"the gradient of {name}"
-        _compare(label, actual, rough.to(coarser), right, problem, cancelled=part)
+        _compare(label, actual, rough.to(coarser), right, problem, size)
 
 
 def _single(
@@ -318,15 +318,30 @@ def _oracle_gradients(
     names: tuple[str, ...],
     grad_o: Tensor,
     grad_lse: Tensor | None,
-    without_delta: bool = False,
 ) -> list[Tensor]:
-    """In float64; ``without_delta`` as if no score took part in the sum of its row."""
     doubled = {n: getattr(inputs, n).double() for n in differentiable(inputs)}
     inputs, grad_o = inputs._replace(**doubled), grad_o.double()
-    if without_delta:
-        o, _ = attention_reference(problem, inputs, torch.float64)
-        grad_lse = (o * grad_o).sum(-1).transpose(-2, -1)
     return _reference_gradients(problem, inputs, names, grad_o, grad_lse, torch.float64)
+
+
+def _sizes_of_terms(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    names: tuple[str, ...],
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor]:
+    """What the terms of each gradient add up to where dP and delta are positive and kept apart."""
+    inputs, grad_o = inputs._replace(v=inputs.v.abs()), grad_o.abs().double()
+    o, _ = attention_reference(problem, inputs, torch.float64)
+    instead = (o * grad_o).sum(-1).transpose(-2, -1)  # a gradient at the lse that makes delta 0
+    sizes = _oracle_gradients(problem, inputs, names, grad_o, instead)
+    if "sinks" in names:
+        negative = None if grad_lse is None else -grad_lse.abs()
+        sizes[names.index("sinks")] = _oracle_gradients(
+            problem, inputs, ("sinks",), grad_o, negative
+        )[0]
+    return sizes
 
 
 def _reference_gradients(
@@ -360,7 +375,7 @@ def _compare(
     eager: Tensor,
     exact: Tensor,
     problem: AttentionProblem,
-    cancelled: Tensor | None = None,
+    terms: Tensor | None = None,
 ) -> None:
     assert actual.shape == exact.shape, (
         f"{name} is {tuple(actual.shape)}, expected {tuple(exact.shape)}\n{problem}"
@@ -369,8 +384,8 @@ def _compare(
         return
     assert not bool(exact.isnan().any()), f"the exact {name} holds NaN\n{problem}"
     budget = error_budget(eager, exact)
-    if cancelled is not None:
-        budget += 2 * _ROUNDINGS * float(torch.finfo(eager.dtype).eps * cancelled.abs().max())
+    if terms is not None:
+        budget += 2 * _ROUNDINGS * float(torch.finfo(eager.dtype).eps * terms.abs().max())
     # Equal infinities have no difference; a NaN or another infinity is an infinite error.
     error = torch.where(actual == exact, 0.0, (actual.double() - exact).abs())
     error = error.nan_to_num(nan=math.inf)

@@ -211,7 +211,7 @@ class _Walk(NamedTuple):
         return s.exp2_(), slope
 
     def _add_to_terms(self, grad_s: Tensor, row: int, key: int) -> None:
-        """Add a panel to the gradients of the bias, summed where it is broadcast, and slopes."""
+        """Add a panel to the gradients of the slopes and the bias, summed over what it repeats."""
         grad = panels.per_head(self.problem, self.sequence, grad_s)
         if self.place.bias is not None:
             bias = panels.bias_panel(self.place.bias, row, grad.shape[2], key, grad.shape[3])
