@@ -10,7 +10,7 @@ the pages in place. Sliding layers, whose pages transformers keeps as a ring, ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ NAME = "flashmetal_paged"
 
 
 @contextmanager
-def continuous_batching(model: Any) -> Iterator[Any]:
+def continuous_batching(model: Any) -> Generator[Any]:
     """Within it ``model.generate_batch`` runs on flashmetal; other calls of the model fail."""
     AttentionInterface.register(NAME, paged_attention)
     AttentionMaskInterface.register(NAME, _no_mask)
