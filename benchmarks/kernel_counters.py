@@ -22,7 +22,7 @@ import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.testing import make_inputs
-from flashmetal.tiles import Tile, forward_tile
+from flashmetal.tiles import Tile, tile_of
 
 RESULTS = Path(__file__).parent / "results" / "forward_counters.json"
 GPUS = ("M1", "M3")
@@ -67,7 +67,9 @@ def count(case: Case, gpu: str) -> dict[str, Any]:
 
     with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(gpu))):
         metal.forward(problem, inputs)
-    tile = forward_tile(Gpu.named(gpu).family, case.dtype.itemsize, case.head_dim, case.head_dim)
+    tile = tile_of(
+        "forward", Gpu.named(gpu).family, case.dtype.itemsize, case.head_dim, case.head_dim
+    )
     return {
         "case": case.name,
         "gpu": gpu,
@@ -86,12 +88,12 @@ def least_multiplies(case: Case, tile: Tile) -> int:
     """8x8x8 multiplies of the tiles that the band touches, two products each."""
     left, right = (case.window.get(side, -1) for side in ("window_left", "window_right"))
     blocks = 0
-    for first in range(0, case.seqlen, tile.block_q):
-        last = min(first + tile.block_q, case.seqlen) - 1
+    for first in range(0, case.seqlen, tile.owned):
+        last = min(first + tile.owned, case.seqlen) - 1
         begin = max(first - left, 0) if left >= 0 else 0
         end = min(last + right + 1, case.seqlen) if right >= 0 else case.seqlen
-        blocks += -(-end // tile.block_k) - begin // tile.block_k
-    fragments = (tile.block_q // 8) * (tile.block_k // 8)
+        blocks += -(-end // tile.streamed) - begin // tile.streamed
+    fragments = (tile.owned // 8) * (tile.streamed // 8)
     return HEADS * blocks * fragments * 2 * (case.head_dim // 8)
 
 
@@ -109,7 +111,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         counters, tile = row["counters"], Tile(**row["tile"])
         table.add_row(
             row["case"],
-            f"{row['gpu']} {tile.block_q}x{tile.block_k}",
+            f"{row['gpu']} {tile.owned}x{tile.streamed}",
             f"{counters['matrix_multiplies']:,}",
             f"{counters['matrix_multiplies'] / row['least_matrix_multiplies']:.2f}",
             _megabytes(counters, "device"),

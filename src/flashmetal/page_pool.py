@@ -214,7 +214,7 @@ class PagePool:
             assert page > first
 
     def _place(self, sequence: PagedSequence, count: int) -> int:
-        """A free page: the neighbour, else where the smallest gap with room starts, or the largest."""
+        """A free page: the neighbour, else of the smallest gap with room, or of the largest."""
         references = self._references
         neighbour = sequence.pages[-1] + 1 if sequence.pages else 0
         if 0 < neighbour < len(references) and references[neighbour] == 0:
