@@ -102,3 +102,15 @@ CACHES: dict[str, dict[str, Any]] = {
         "leftpad_k": (3, 20),
     },
 }
+DROPOUT: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout_p": 0.2, "batch": 2},
+    "dropout, causal": {"dropout_p": 0.5, "window_right": 0, "sinks": True},
+    "dropout, packed": {
+        "dropout_p": 0.3,
+        "lengths_q": (5, 0, 37, 1),
+        "lengths_k": (40, 7, 70, 0),
+        "window_left": 30,
+        "softcap": 2.0,
+    },
+    "dropout, bias": {"dropout_p": 0.1, "bias": (True, False, True), "alibi": True},
+}

@@ -1,4 +1,4 @@
-"""What a backward pass returns."""
+"""What the backward of an engine gives."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 class Gradients(NamedTuple):
-    """Gradients by the tensors of a call, each in its shape; None where it was not asked for.
+    """The gradients of a call's differentiable inputs, by their names in ``AttentionInputs``.
 
-    Those of q, k, v and bias have the tensors' dtypes, those of sinks and slopes are float32.
+    None where not wanted. All are contiguous; those of q, k, v and bias have their input's shape
+    and dtype (a broadcast bias's is summed over what it is broadcast to), the others are float32.
     """
 
     q: Tensor | None = None

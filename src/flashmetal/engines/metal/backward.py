@@ -21,10 +21,9 @@ _DELTA_SIMDGROUPS = 4
 
 def refuse_backward(problem: AttentionProblem) -> str | None:
     """Why the Metal kernels cannot give this call's gradients, in words; None if they can."""
-    reason = refuse(problem._replace(needs_grad=False))
-    if reason is None and problem.page_size:
+    if problem.page_size:
         return "the Metal backward kernels read no pages: a cache records no gradients"
-    return reason
+    return refuse(problem)
 
 
 def backward(

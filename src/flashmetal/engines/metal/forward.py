@@ -34,8 +34,6 @@ def refuse(problem: AttentionProblem) -> str | None:
         return "the Metal kernels read no pages and no left padding yet"
     if problem.k_format != "dense" or problem.v_format != "dense":
         return "the Metal kernels read no quantised cache yet"
-    if problem.needs_grad:
-        return "the Metal kernels have no backward yet"
     return None
 
 
