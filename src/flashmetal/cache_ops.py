@@ -10,6 +10,7 @@ from torch import Tensor
 from .cache_append import AppendInputs, AppendRequest, CacheAppend, check_append_lengths
 from .checks import check_lengths
 from .engines import append as portable
+from .engines import metal
 from .ops import attend, is_unwatched
 from .plan import plan
 from .problem import AttentionInputs, AttentionProblem, Request
@@ -48,18 +49,28 @@ def append_and_attend(
         check_append_lengths(append, new, how)
         check_lengths(problem, inputs, request)
         plan(problem, request.impl, request.kernel)
-    rotated = _run(append, new) if is_unwatched(new) else _append_op(*new, *how)
+    rotated = _run(append, new, how.impl) if is_unwatched(new) else _append_op(*new, *how)
     if append.rotary_dim and rotated is not None:
         inputs = inputs._replace(q=rotated)
     return attend(inputs, request)
 
 
-def _run(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
-    q = portable.append(problem, inputs)
+def _run(problem: CacheAppend, inputs: AppendInputs, impl: str) -> Tensor | None:
+    q = _engine(problem, impl).append(problem, inputs)
     for x in (inputs.k_cache, inputs.v_cache, inputs.k_scale, inputs.v_scale):
         if x is not None:
             torch.autograd.graph.increment_version(x)
     return q
+
+
+def _engine(problem: CacheAppend, impl: str) -> Any:
+    """The engine of an append: Metal on Apple GPUs or where it is asked for, else torch's."""
+    if impl != "metal" and (impl != "auto" or problem.device != "mps"):
+        return portable
+    reason = metal.refuse_append(problem)
+    if reason is not None and impl == "metal":
+        raise NotImplementedError(f"flashmetal: impl='metal' cannot serve this append: {reason}")
+    return portable if reason is not None else metal
 
 
 def _append(*arguments: Any) -> Tensor:
@@ -67,7 +78,7 @@ def _append(*arguments: Any) -> Tensor:
     request = AppendRequest(*arguments[_INPUTS:])
     problem = CacheAppend.of(inputs, request)
     check_append_lengths(problem, inputs, request)
-    q = _run(problem, inputs)
+    q = _run(problem, inputs, request.impl)
     # An operator may not return its argument: where q is not rotated, the caller has it already.
     return inputs.k_new.new_empty(0) if q is None or q is inputs.q else q
 

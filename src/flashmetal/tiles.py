@@ -16,6 +16,7 @@ DECODE_QUERIES = 8  # a sequence, up to which the decode kernel is chosen
 # Splits over keys: enough threadgroups to fill the cores, each with enough keys to pay for it.
 _THREADGROUPS_PER_CORE = 4
 _LEAST_KEYS = 1024
+MOST_SPLITS = 32  # a lane of the combining simdgroup each
 
 
 class Tile(NamedTuple):

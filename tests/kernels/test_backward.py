@@ -36,7 +36,9 @@ def check(call: dict[str, Any], gpu: str = "M1", through_lse: bool = True) -> No
     assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
 
 
-@pytest.mark.parametrize(("feature", "dtype"), zip(TRAINING, cycle(DTYPES)), ids=str)
+@pytest.mark.parametrize(
+    ("feature", "dtype"), list(zip(TRAINING, cycle(DTYPES), strict=False)), ids=str
+)
 def test_feature(feature: str, dtype: torch.dtype) -> None:
     check({**SHAPE, **TRAINING[feature], "dtype": dtype})
 
@@ -49,7 +51,9 @@ def test_feature_in_every_dtype(feature: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "gpu"), zip([1, 20, 64, 72, 128, 192, 256], cycle(TILE_GPUS)), ids=str
+    ("head_dim", "gpu"),
+    list(zip([1, 20, 64, 72, 128, 192, 256], cycle(TILE_GPUS), strict=False)),
+    ids=str,
 )
 def test_head_dim(head_dim: int, gpu: str) -> None:
     dtype = DTYPES[head_dim % 3]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .variant import KernelVariant
+    from .variant import Variant
 
 
 class Binding(NamedTuple):
@@ -83,16 +83,33 @@ TABLES = {
         Binding("grad_v", "device Element*", None),
     ),
     "attention_backward_bias": (*_BACKWARD, Binding("grad_bias", "device BiasElement*", None)),
+    "cache_append": (
+        Binding("q", "const device Element*", "has_q"),
+        Binding("k_new", "const device Element*", None),
+        Binding("v_new", "const device Element*", None),
+        Binding("k_cache", "device KeyCode*", None),
+        Binding("v_cache", "device ValueCode*", None),
+        Binding("cache_seqlens", "const device int*", None),
+        Binding("block_table", "const device int*", "has_pages"),
+        Binding("cos", "const device Element*", "has_rotary"),
+        Binding("sin", "const device Element*", "has_rotary"),
+        Binding("k_scale", "device float*", "has_k_scale"),
+        Binding("v_scale", "device float*", "has_v_scale"),
+        Binding("rotary_seqlens", "const device int*", "has_rotary_seqlens"),
+        Binding("cu_seqlens_q", "const device int*", "is_packed_q"),
+        Binding("cu_seqlens_new", "const device int*", "is_packed_new"),
+        Binding("q_out", "device Element*", "has_q"),
+    ),
 }
 
 
-def bound(variant: KernelVariant) -> tuple[str, ...]:
+def bound(variant: Variant) -> tuple[str, ...]:
     """Names of the buffers this variant binds, in index order."""
     table = TABLES[variant.kernel]
     return tuple(b.name for b in table if b.flag is None or getattr(variant, b.flag))
 
 
-def declarations(variant: KernelVariant) -> str:
+def declarations(variant: Variant, scalars: bool = True) -> str:
     """MSL: struct Operands and the macros ATTENTION_BINDINGS and ATTENTION_OPERANDS."""
     table, present = TABLES[variant.kernel], bound(variant)
     members = "".join(f"  {b.msl_type} {b.name};\n" for b in table)
@@ -100,10 +117,9 @@ def declarations(variant: KernelVariant) -> str:
     signature = [
         f"{types[name]} {name}_buffer [[buffer({index})]]" for index, name in enumerate(present)
     ]
-    signature += [
-        f"constant AttentionParams& params [[buffer({len(present)})]]",
-        f"constant AttentionScalars& scalars [[buffer({len(present) + 1})]]",
-    ]
+    signature.append(f"constant AttentionParams& params [[buffer({len(present)})]]")
+    if scalars:
+        signature.append(f"constant AttentionScalars& scalars [[buffer({len(present) + 1})]]")
     operands = ", ".join(f"{b.name}_buffer" if b.name in present else "nullptr" for b in table)
     return (
         f"struct Operands {{\n{members}}};\n\n"

@@ -7,7 +7,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from ...problem import AttentionProblem
-from ...tiles import splits_of, tile_of
+from ...tiles import MOST_SPLITS, splits_of, tile_of
 from .launch import Addresses, Launch, loads_of
 from .params import Geometry, pack_integers, pack_scalars
 from .runtime import Runtime
@@ -48,6 +48,7 @@ def _launches(
     blocks = -(-problem.seqlen_q * variant.group // variant.tile.rows)
     groups = blocks * problem.heads_k * problem.batch
     splits = problem.num_splits or splits_of(runtime.gpu.cores, groups, problem.seqlen_k)
+    splits = min(splits, MOST_SPLITS)
     variant = variant._replace(is_split=splits > 1)
     scalars = pack_integers(problem, geometry, splits), pack_scalars(problem)
     assert variant.tile is not None

@@ -11,7 +11,7 @@ from ...problem import AttentionInputs, AttentionProblem
 from . import bindings
 from .params import Geometry
 from .runtime import Runtime
-from .variant import KernelVariant, Loads
+from .variant import Loads, Variant
 
 WIDEST_LOAD = 16  # bytes
 
@@ -28,9 +28,8 @@ class Launch(NamedTuple):
     """A compiled kernel with all its arguments but the tensors."""
 
     function: Callable[..., None]
-    operands: tuple[int, ...]  # indices into OPERANDS, in binding order
-    integers: tuple[int, ...]
-    scalars: tuple[float, ...]
+    operands: tuple[int, ...]  # indices of what a call gives, in binding order
+    constants: tuple[tuple[float, ...], ...]  # the integers, and the floats if there are any
     threads: tuple[int, int, int]
     group_size: tuple[int, int, int]
 
@@ -38,16 +37,17 @@ class Launch(NamedTuple):
     def of(
         cls,
         runtime: Runtime,
-        variant: KernelVariant,
-        scalars: tuple[tuple[int, ...], tuple[float, ...]],
+        variant: Variant,
+        constants: tuple[tuple[float, ...], ...],
         groups: tuple[int, int, int],
         group: int,
+        known: tuple[str, ...] = OPERANDS,
     ) -> Launch:
-        """``groups`` threadgroups of ``group`` threads; ``scalars`` are integers and floats."""
+        """``groups`` threadgroups of ``group`` threads, given operands named as in ``known``."""
         return cls(
             runtime.kernel(variant),
-            tuple(OPERANDS.index(name) for name in bindings.bound(variant)),
-            *scalars,
+            tuple(known.index(name) for name in bindings.bound(variant)),
+            constants,
             (groups[0] * group, groups[1], groups[2]),
             (group, 1, 1),
         )
@@ -55,8 +55,7 @@ class Launch(NamedTuple):
     def run(self, operands: tuple[Tensor | None, ...]) -> None:
         self.function(
             *[operands[index] for index in self.operands],
-            self.integers,
-            self.scalars,
+            *self.constants,
             threads=self.threads,
             group_size=self.group_size,
         )

@@ -71,9 +71,14 @@ SCALARS = (
 def structs(backward: bool) -> str:
     """The two structs as MSL."""
     names = INTEGERS + BACKWARD_INTEGERS if backward else INTEGERS
-    integers = "".join(f"  long {name};\n" for name in names)
     scalars = "".join(f"  float {name};\n" for name in SCALARS)
-    return f"struct AttentionParams {{\n{integers}}};\n\nstruct AttentionScalars {{\n{scalars}}};\n"
+    return f"{integer_struct(names)}\nstruct AttentionScalars {{\n{scalars}}};\n"
+
+
+def integer_struct(names: tuple[str, ...]) -> str:
+    """The struct of the int64 parameters, in the order in which they are packed."""
+    integers = "".join(f"  long {name};\n" for name in names)
+    return f"struct AttentionParams {{\n{integers}}};\n"
 
 
 class Geometry(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -19,9 +19,9 @@ from . import bindings, msl, params
 
 MSL_TYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 
-# Headers in the order in which they build on each other.
 CODE_TYPES = {"int8": "char", "fp8": "uchar", "int4": "uchar"}
 
+# Headers in the order in which they build on each other.
 _SHARED = ("sequence.h", "mask.h", "key_value.h", "score.h", "random.h")
 _FORWARD = (*_SHARED, "softmax.h", "epilogue.h")
 _BACKWARD = (*_SHARED, "gradient.h", "tile.h")
@@ -34,7 +34,17 @@ _FILES = {
     "attention_backward_q": (*_BACKWARD, "attention_backward_q.metal"),
     "attention_backward_kv": (*_BACKWARD, "attention_backward_kv.metal"),
     "attention_backward_bias": (*_BACKWARD, "attention_backward_bias.metal"),
+    "cache_append": ("cache_append.metal",),
 }
+
+
+class Variant(Protocol):
+    """What can be compiled: facts with a kernel's name and a prelude that declares them in MSL."""
+
+    @property
+    def kernel(self) -> str: ...
+
+    def prelude(self) -> str: ...
 
 
 class KernelVariant(NamedTuple):
@@ -74,6 +84,9 @@ class KernelVariant(NamedTuple):
     @property
     def has_bias(self) -> bool:
         return self.bias_dtype is not None
+
+    def prelude(self) -> str:
+        return _prelude(self)
 
     @property
     def has_pages(self) -> bool:
@@ -137,10 +150,10 @@ def _file(name: str) -> str:
     return (resources.files(msl) / name).read_text(encoding="ascii")
 
 
-def render(variant: KernelVariant) -> str:
+def render(variant: Variant) -> str:
     """The whole MSL source of one variant; ``#line`` marks name the real files."""
     files = "".join(f'#line 1 "{name}"\n{_file(name)}' for name in _FILES[variant.kernel])
-    return f"{_prelude(variant)}{files}"
+    return f"{variant.prelude()}{files}"
 
 
 def _prelude(variant: KernelVariant) -> str:
@@ -179,18 +192,25 @@ def _prelude(variant: KernelVariant) -> str:
             "VECTOR": variant.vector,
         }
     element = MSL_TYPES[variant.dtype]
-    bias_element = MSL_TYPES[variant.bias_dtype or variant.dtype]
+    types = {
+        "Element": element,
+        "BiasElement": MSL_TYPES[variant.bias_dtype or variant.dtype],
+        "KeyCode": CODE_TYPES.get(variant.k_format, element),
+        "ValueCode": CODE_TYPES.get(variant.v_format, element),
+    }
+    structs = params.structs(backward=variant.kernel.startswith("attention_backward"))
+    return f"{declare(types, flags, sizes)}\n{structs}\n{bindings.declarations(variant)}\n"
+
+
+def declare(types: dict[str, str], flags: dict[str, bool], sizes: dict[str, int]) -> str:
+    """The head of a source: what it includes, and the facts as types and constants."""
     lines = [
         "#include <metal_stdlib>",
         "#include <metal_simdgroup_matrix>",
         "using namespace metal;",
         "",
-        f"typedef {element} Element;",
-        f"typedef {bias_element} BiasElement;",
-        f"typedef {CODE_TYPES.get(variant.k_format, element)} KeyCode;",
-        f"typedef {CODE_TYPES.get(variant.v_format, element)} ValueCode;",
+        *(f"typedef {msl_type} {name};" for name, msl_type in types.items()),
         *(f"constant constexpr bool {name} = {str(on).lower()};" for name, on in flags.items()),
         *(f"constant constexpr int {name} = {value};" for name, value in sizes.items()),
     ]
-    structs = params.structs(backward=variant.kernel.startswith("attention_backward"))
-    return "\n".join(lines) + f"\n\n{structs}\n{bindings.declarations(variant)}\n"
+    return "\n".join(lines) + "\n"

@@ -1,5 +1,5 @@
 // Sums the shares that the splits of a decode left of each row: their outputs, weighed by what
-// their normalisers are of the whole. One simdgroup a row and head.
+// their normalisers are of the whole. One simdgroup a row and head, at most 32 splits.
 kernel void attention_combine(ATTENTION_BINDINGS, uint position [[threadgroup_position_in_grid]],
                               uint simdgroup [[simdgroup_index_in_threadgroup]],
                               uint simdgroups [[simdgroups_per_threadgroup]],
@@ -8,24 +8,23 @@ kernel void attention_combine(ATTENTION_BINDINGS, uint position [[threadgroup_po
   const long index = long(position) * simdgroups + simdgroup;
   if (index >= params.rows_and_heads) return;
 
-  float most = -INFINITY;
-  for (int split = 0; split < params.splits; ++split)
-    most = max(most, operands.partial_lse[split * params.rows_and_heads + index]);
-  // A row that has seen no key weighs nothing, against whatever normaliser.
-  const float reference = most == -INFINITY ? 0.0f : most;
-  float total = 0.0f;
-  for (int split = 0; split < params.splits; ++split)
-    total += exp(operands.partial_lse[split * params.rows_and_heads + index] - reference);
-  const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+  // Lane i has share i. A row that has seen no key weighs nothing, against whatever normaliser.
+  const bool has_share = int(lane) < params.splits;
+  const float lse =
+      has_share ? operands.partial_lse[lane * params.rows_and_heads + index] : -INFINITY;
+  const float most = simd_max(lse), reference = most == -INFINITY ? 0.0f : most;
+  const float weight = has_share ? exp(lse - reference) : 0.0f, total = simd_sum(weight);
+  const float share = total == 0.0f ? 0.0f : weight / total;
 
-  for (int d = int(lane); d < HEAD_DIM_V; d += 32) {
+  for (int first = 0; first < HEAD_DIM_V; first += 32) {
+    const int d = first + int(lane);
     float sum = 0.0f;
     for (int split = 0; split < params.splits; ++split) {
-      const long share = split * params.rows_and_heads + index;
-      const float weight = exp(operands.partial_lse[share] - reference) * inverse;
-      sum = fma(weight, operands.partial_o[share * HEAD_DIM_V + d], sum);
+      const float factor = simd_shuffle(share, ushort(split));
+      const long place = split * params.rows_and_heads + index;
+      if (d < HEAD_DIM_V) sum = fma(factor, operands.partial_o[place * HEAD_DIM_V + d], sum);
     }
-    operands.o[index * HEAD_DIM_V + d] = Element(sum);
+    if (d < HEAD_DIM_V) operands.o[index * HEAD_DIM_V + d] = Element(sum);
   }
 
   const long row = index / params.heads_q, head = index % params.heads_q;
