@@ -45,13 +45,18 @@ def append_and_attend(
             "torch.no_grad(), or detach the inputs"
         )
     if not torch.compiler.is_compiling():
-        check_append_lengths(append, new, how)
+        _check_values(append, new, how)
         check_lengths(problem, inputs, request)
         plan(problem, request.impl, request.kernel)
     rotated = _run(append, new) if is_unwatched(new) else _append_op(*new, *how)
     if append.rotary_dim and rotated is not None:
         inputs = inputs._replace(q=rotated)
     return attend(inputs, request)
+
+
+def _check_values(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> None:
+    """Also where it waits for a device: torch's indexing would take a page of -1 for the last."""
+    check_append_lengths(problem, inputs, request._replace(validate=True))
 
 
 def _run(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
@@ -66,7 +71,7 @@ def _append(*arguments: Any) -> Tensor:
     inputs = AppendInputs(*arguments[:_INPUTS])
     request = AppendRequest(*arguments[_INPUTS:])
     problem = CacheAppend.of(inputs, request)
-    check_append_lengths(problem, inputs, request)
+    _check_values(problem, inputs, request)
     q = _run(problem, inputs)
     # An operator may not return its argument: where q is not rotated, the caller has it already.
     return inputs.k_new.new_empty(0) if q is None or q is inputs.q else q

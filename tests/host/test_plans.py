@@ -9,7 +9,7 @@ import torch
 
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.forward import forward_variant
-from flashmetal.engines.metal.variant import render
+from flashmetal.engines.metal.variant import Loads, render
 from flashmetal.plan import plan
 from flashmetal.testing import make_inputs
 from flashmetal.tiles import THREADGROUP_BYTES, registers, threadgroup_bytes, tile_of
@@ -68,7 +68,8 @@ def test_without_an_apple_gpu_the_current_one_is_an_error() -> None:
 def test_an_m1_and_an_m4_get_different_tiles_for_one_problem() -> None:
     problem, _ = make_inputs(dtype=torch.float16)
     m1, m4 = (
-        forward_variant(problem, 8, "tile", Gpu.named(name).family).tile for name in ("M1", "M4")
+        forward_variant(problem, Loads(8, 8, 8), "tile", Gpu.named(name).family).tile
+        for name in ("M1", "M4")
     )
     assert m1 is not None
     assert m4 is not None
@@ -77,12 +78,12 @@ def test_an_m1_and_an_m4_get_different_tiles_for_one_problem() -> None:
 
 def test_a_variant_renders_to_ascii_with_a_line_mark_for_each_file() -> None:
     problem, _ = make_inputs(window_right=0, sinks=True)
-    variant = forward_variant(problem, 4, "tile", 7)
+    variant = forward_variant(problem, Loads(4, 4, 4), "tile", 7)
     source = render(variant)
     assert source.isascii()
     assert "constant constexpr bool HAS_SINKS = true;" in source
     assert "constant constexpr bool HAS_BIAS = false;" in source
-    assert source.count("#line 1") == 8
+    assert source.count("#line 1") == 10
 
 
 def test_auto_never_picks_a_simulated_gpu_but_says_so() -> None:
