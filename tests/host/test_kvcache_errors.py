@@ -96,7 +96,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "cache_leftpad must",
     ),
     "splits below 0": ({"num_splits": -1}, ValueError, "num_splits must be a positive int"),
-    "an engine that cannot": ({"impl": "stock"}, NotImplementedError, "reads no pages"),
+    "an engine that cannot": (
+        {"impl": "stock", "softcap": 2.0},
+        NotImplementedError,
+        "has no softcap",
+    ),
     "gradients wanted": (
         {"k": randn(2, 1, 2, 8, requires_grad=True)},
         NotImplementedError,

@@ -59,7 +59,7 @@ def forward_into(
     for sequence in sequences(problem, inputs, out, lse, batch_step):
         first, end = sequence.clear_rows(inputs.sinks)
         if first < end and sequence.q.shape[0]:
-            _attend(problem, sequence, inputs, first, end, tiling, scratch)
+            attend(problem, sequence, inputs, (first, end), tiling, scratch)
 
 
 def refuse_backward(problem: AttentionProblem) -> str | None:
@@ -90,16 +90,16 @@ def backward(
     return gradients(problem, inputs, o, lse, grad_o, grad_lse, wanted)
 
 
-def _attend(
+def attend(
     problem: AttentionProblem,
     sequence: Sequence,
     inputs: AttentionInputs,
-    first: int,
-    end: int,
+    span: tuple[int, int],
     tiling: Tiling,
     scratch: Tensor,
 ) -> None:
     """Rows [first, end) of one sequence, block by block."""
+    first, end = span
     keys = sequence.cache
     if keys is None:
         k, v = (panels.by_head(x, scratch.dtype) for x in (sequence.k, sequence.v))

@@ -191,6 +191,9 @@ def _sequence(
     k, v, cache = inputs.k, inputs.v, None
     if _cached(problem):
         cache = _cached_keys(problem, inputs, entries, keys)
+        plain = cache.plain(seqlen_k)
+        if plain is not None:
+            (k, v), cache = plain, None
     elif problem.layout == "dense":
         k, v = (x[entries, keys.first : keys.end] for x in (k, v))
     else:

@@ -2,7 +2,8 @@
 
 What the kernel does otherwise is kept from it: it dies on an empty key sequence, reads a last
 stride other than 1 wrongly, aligns causal to the top left, and gives a row without a visible key
-lse 0. Rows of that last kind are the first ones of a causal call and never reach it.
+lse 0. Rows of that last kind are the first ones of a causal call and never reach it. Of a paged
+cache it reads sequences whose pages are neighbours; others go panel by panel.
 
 Half types are served in float32: in them the kernel's exponentials put errors of 5e-5 into the lse,
 ten times what it is allowed, and float16 takes twice as long. The price is paid on CPUs with
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from ..gradients import Gradients
 from ..problem import AttentionInputs, AttentionProblem
+from . import panels, portable
 from .portable_backward import row_terms, sink_gradient
-from .sequences import new_outputs, sequences
+from .sequences import compute_dtype, new_outputs, sequences
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Up to so many query rows, and from so many elements of k, the time goes into reading k and v.
@@ -33,12 +35,10 @@ def refuse(problem: AttentionProblem) -> str | None:
     reasons = (
         (problem.device != "cpu", f"torch's kernels on {problem.device} give no log-sum-exp"),
         (problem.dtype not in _DTYPES, f"torch's fused CPU kernel does not take {problem.dtype}"),
-        (problem.page_size > 0, "torch's fused CPU kernel reads no pages"),
         (
             problem.k_format != "dense" or problem.v_format != "dense",
             "torch's fused CPU kernel reads no quantised cache",
         ),
-        (problem.leftpad_k, "torch's fused CPU kernel would need a mask for the left padding"),
         (problem.dropout_p > 0.0, "torch's fused CPU kernel has no dropout"),
         (problem.softcap != 0.0, "torch's fused CPU kernel has no softcap"),
         (problem.alibi is not None, "ALiBi would need a mask of Sq x Sk elements"),
@@ -78,9 +78,14 @@ def forward(
         o, lse = _attend(problem, inputs.q, inputs.k, inputs.v, inputs.sinks)
         return o.transpose(1, 2).to(problem.dtype).contiguous(), lse.to(torch.float32)
     out, lse = new_outputs(problem, inputs, out)
+    scratch = inputs.q.new_empty(0, dtype=compute_dtype(problem))
     for sequence in sequences(problem, inputs, out, lse, max(1, problem.batch)):
         first, end = sequence.clear_rows(inputs.sinks)
-        if first < end and sequence.q.shape[0]:
+        if first < end and sequence.cache is not None:
+            # Scattered pages, or missing ones: a panel at a time.
+            tiling = panels.tiling(problem)
+            portable.attend(problem, sequence, inputs, (first, end), tiling, scratch)
+        elif first < end and sequence.q.shape[0]:
             q = sequence.q[:, first:]
             o, part = _attend(problem, q, sequence.k, sequence.v, inputs.sinks)
             sequence.out[:, first:].copy_(o.transpose(1, 2))
@@ -92,6 +97,8 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
     """Why torch's fused kernel cannot give the gradients of a call it serves, or None."""
     if problem.dtype == torch.float64:
         return "torch's fused CPU kernel wants a float64 log-sum-exp, and ours is float32"
+    if problem.page_size or problem.leftpad_k:
+        return "torch's fused CPU kernel writes no gradients past pages or left padding"
     return None
 
 
@@ -158,7 +165,7 @@ def _is_whole(problem: AttentionProblem) -> bool:
     """Whether one call serves every row: one length, no empty dimension, no row without a key."""
     return (
         problem.layout == "dense"
-        and not problem.seqused_k
+        and not (problem.seqused_k or problem.page_size or problem.leftpad_k)
         and min(problem.batch, problem.seqlen_q, problem.seqlen_k) > 0
         and (problem.window_right < 0 or problem.seqlen_q <= problem.seqlen_k)
     )

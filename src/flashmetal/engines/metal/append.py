@@ -23,6 +23,7 @@ _INTEGERS = (
     "heads_q",
     "heads_k",
     "pages_per_sequence",
+    "capacity",  # keys a sequence can hold
     *(
         f"{tensor}_stride_{dimension}"
         for tensor in ("q", "k_new", "v_new", "k", "v", "k_scale", "v_scale")
@@ -158,6 +159,7 @@ def _launch(
         problem.heads_q,
         problem.heads_k,
         pages,
+        problem.capacity,
         *_row_strides(given["q"], problem.packed_q),
         *_row_strides(given["k_new"], problem.packed_new),
         *_row_strides(given["v_new"], problem.packed_new),

@@ -101,6 +101,7 @@ kernel void cache_append(ATTENTION_BINDINGS, uint3 position [[threadgroup_positi
                                 (begin + row) * params.v_new_stride_row +
                                 head * params.v_new_stride_head;
   long page = batch, place = before + row;
+  if (place < 0 || place >= params.capacity) return;
   if (HAS_PAGES) {
     page = operands.block_table[batch * params.pages_per_sequence + place / PAGE_SIZE];
     place %= PAGE_SIZE;
