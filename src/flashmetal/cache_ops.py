@@ -56,7 +56,7 @@ def append_and_attend(
 
 
 def _check_values(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> None:
-    """Where torch's indexing writes, also if that waits for a device: it takes page -1 for the last.
+    """Where torch writes, also if that waits for a device: it would take page -1 for the last one.
 
     The Metal kernel writes nothing on a page of -1 or past the capacity of a sequence.
     """
