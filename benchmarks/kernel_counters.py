@@ -86,12 +86,12 @@ def least_multiplies(case: Case, tile: Tile) -> int:
     """8x8x8 multiplies of the tiles that the band touches, two products each."""
     left, right = (case.window.get(side, -1) for side in ("window_left", "window_right"))
     blocks = 0
-    for first in range(0, case.seqlen, tile.block_q):
-        last = min(first + tile.block_q, case.seqlen) - 1
+    for first in range(0, case.seqlen, tile.owned):
+        last = min(first + tile.owned, case.seqlen) - 1
         begin = max(first - left, 0) if left >= 0 else 0
         end = min(last + right + 1, case.seqlen) if right >= 0 else case.seqlen
-        blocks += -(-end // tile.block_k) - begin // tile.block_k
-    fragments = (tile.block_q // 8) * (tile.block_k // 8)
+        blocks += -(-end // tile.streamed) - begin // tile.streamed
+    fragments = (tile.owned // 8) * (tile.streamed // 8)
     return HEADS * blocks * fragments * 2 * (case.head_dim // 8)
 
 
@@ -109,7 +109,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         counters, tile = row["counters"], Tile(**row["tile"])
         table.add_row(
             row["case"],
-            f"{row['gpu']} {tile.block_q}x{tile.block_k}",
+            f"{row['gpu']} {tile.owned}x{tile.streamed}",
             f"{counters['matrix_multiplies']:,}",
             f"{counters['matrix_multiplies'] / row['least_matrix_multiplies']:.2f}",
             _megabytes(counters, "device"),

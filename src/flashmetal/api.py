@@ -26,8 +26,8 @@ from .ops import attend, attend_into
 from .problem import (
     AttentionInputs,
     make_request,
-    refuse_block_table,
     unpack,
+    with_key_lengths,
 )
 
 
@@ -166,6 +166,8 @@ def flash_attn_varlen_func(
     bias: Tensor | None = None,
     return_lse: bool = False,
     seqused_k: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     validate: bool = False,
     impl: str = "auto",
     kernel: str | None = None,
@@ -177,32 +179,31 @@ def flash_attn_varlen_func(
     parameters, results and errors are those of :func:`flash_attn_func`.
 
     Args:
-        q: (total_q, Hq, D).
-        k: (total_k, Hk, D).
-        v: (total_k, Hk, Dv).
-        cu_seqlens_q: (B + 1,) int32 on q's device, from 0 to total_q.
-        cu_seqlens_k: (B + 1,) int32 on q's device, from 0 to total_k.
-        max_seqlen_q: the longest query sequence, or more. A tensor is read, which waits for its
-            device; an int does not.
-        max_seqlen_k: the longest key sequence, or more.
-        block_table: paged keys are not supported yet: NotImplementedError.
-        bias: (B or 1, Hq or 1, max_seqlen_q or 1, max_seqlen_k).
+        q: (total_q, Hq, D); k is (total_k, Hk, D) and v (total_k, Hk, Dv).
+        cu_seqlens_q: (B + 1,) int32 on q's device, from 0 to total_q; so cu_seqlens_k for k.
+        max_seqlen_q: the longest query sequence, or more; so max_seqlen_k. A tensor is read, which
+            waits for its device; an int does not.
+        block_table: (B, pages) int32: k and v are a paged cache, (all pages, page_size, Hk, D or
+            Dv), and key j of sequence b is row j % page_size of page block_table[b, j //
+            page_size], -1 for none. Of cu_seqlens_k only the differences count.
+        bias: (B or 1, Hq or 1, max_seqlen_q or 1, max_seqlen_k or, paged, pages * page_size).
         seqused_k: (B,) int32, keys in use at the start of each key sequence; the rest is not read.
+        k_scale: of a quantised k (:func:`.cache_formats.quantise`); so v_scale for v.
         validate: check the values of cu_seqlens and seqused_k although that waits for the device.
             Those of CPU tensors are always checked.
 
-    Returns:
-        out (total_q, Hq, Dv); lse is (Hq, total_q).
+    Returns out (total_q, Hq, Dv); lse is (Hq, total_q).
     """
     function = "flash_attn_varlen_func"
-    refuse_block_table(function, block_table)
     inputs = AttentionInputs(
-        q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k
+        q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table
     )
+    inputs = inputs._replace(k_scale=k_scale, v_scale=v_scale)
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     lengths = max_seqlen_q, max_seqlen_k
     request = make_request(function, dropout_p, *options, lengths, validate)
-    return _results(attend(inputs, request), return_attn_probs, return_lse)
+    results = attend(*with_key_lengths(inputs, request))
+    return _results(results, return_attn_probs, return_lse)
 
 
 def flash_attn_varlen_qkvpacked_func(

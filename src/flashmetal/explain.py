@@ -11,7 +11,7 @@ from .problem import (
     AttentionInputs,
     AttentionProblem,
     make_request,
-    refuse_block_table,
+    with_key_lengths,
 )
 
 
@@ -50,6 +50,8 @@ def explain(
     bias: Tensor | None = None,
     return_lse: bool = False,
     seqused_k: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     validate: bool = False,
     impl: str = "auto",
     kernel: str | None = None,
@@ -63,13 +65,13 @@ def explain(
     """
     function = "explain"
     del deterministic, return_attn_probs, return_lse  # no engine depends on them
-    refuse_block_table(function, block_table)
     inputs = AttentionInputs(
-        q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k
+        q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table
     )
+    inputs = inputs._replace(k_scale=k_scale, v_scale=v_scale)
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     packed = any(x is not None for x in (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k))
     lengths = (max_seqlen_q, max_seqlen_k) if packed else None
     request = make_request(function, dropout_p, *options, lengths, validate)
-    problem = AttentionProblem.of(inputs, request)
+    problem = AttentionProblem.of(*with_key_lengths(inputs, request))
     return Explanation(problem, plan(problem, impl, kernel))

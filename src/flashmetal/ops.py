@@ -10,23 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_lengths, check_out
 from .engines import metal, portable, stock
 from .plan import Plan, plan
-from .problem import (
-    AttentionInputs,
-    AttentionProblem,
-    Request,
-    check_lengths,
-    check_out,
-)
+from .problem import AttentionInputs, AttentionProblem, Request
 from .reference import attention_reference
 
 # The arguments are the fields of AttentionInputs, then those of Request.
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
-    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, "
+    "Tensor? leftpad_k, Tensor? k_scale, Tensor? v_scale, "
     "str function, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? scale, bool causal, "
-    "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate"
+    "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate, "
+    "int num_splits"
 )
 _INPUTS = len(AttentionInputs._fields)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
@@ -145,28 +142,24 @@ def _serve(
 
 def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
-    q, k, v, bias, *vectors = inputs
+    q, k, v, bias, *others = inputs
     if (
         q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
         and (inputs.sinks is None or inputs.sinks.dtype == torch.float32)
-        and False not in [x is None or x.is_contiguous() for x in vectors]
+        and False not in [x is None or x.is_contiguous() for x in others]
     ):
         return inputs
-    slopes, sinks, *lengths = vectors
-    return AttentionInputs(
-        q if q.stride(-1) == 1 else q.contiguous(),
-        k if k.stride(-1) == 1 else k.contiguous(),
-        v if v.stride(-1) == 1 else v.contiguous(),
-        bias,
-        None if slopes is None else slopes.contiguous(),
-        None if sinks is None else sinks.float().contiguous(),
-        *[None if x is None else x.contiguous() for x in lengths],
-    )
+    vectors = [None if x is None else x.contiguous() for x in others]
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    laid_out = AttentionInputs(q, k, v, bias, *vectors)
+    sinks = laid_out.sinks
+    return laid_out._replace(sinks=None if sinks is None else sinks.float())
 
 
 def _attention_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, v = arguments[0], arguments[2]
-    return q.new_empty((*q.shape[:-1], v.shape[-1])), _empty_lse(q)
+    rows = v.shape[-1] * 2 if v.dtype == torch.uint8 else v.shape[-1]
+    return q.new_empty((*q.shape[:-1], rows)), _empty_lse(q)
 
 
 def _attention_out_fake(out: Tensor, *arguments: Any) -> Tensor:

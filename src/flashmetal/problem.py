@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -12,9 +10,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-IMPLS = ("auto", "metal", "portable", "stock", "reference")
-KERNELS = ("tile", "scalar")
+from .cache_formats import stored_format
+from .checks import (
+    Facts,
+    check_extras,
+    check_layout,
+    check_query_key_value,
+    check_request,
+    row_length,
+    words,
+)
+
 _forward_ad: Any = forward_ad  # its current level has no public name
 
 
@@ -23,6 +29,14 @@ class AttentionInputs(NamedTuple):
 
     Dense: q (B, Sq, Hq, D), k (B, Sk, Hk, D), v (B, Sk, Hk, Dv). Packed ("varlen"): q
     (total_q, Hq, D), k (total_k, Hk, D), v (total_k, Hk, Dv), and both ``cu_seqlens``.
+
+    Paged, with dense or packed q: k (pages, page_size, Hk, D), v (pages, page_size, Hk, Dv) and
+    ``block_table``; key j of sequence b is row j % page_size of page block_table[b, j //
+    page_size]. A page of -1 is no page: its keys are hidden. Packed q then has ``seqused_k`` and no
+    ``cu_seqlens_k``. A contiguous cache whose rows are picked by an index is paged too: its pages
+    are as long as its rows, and the index is a table (B, 1).
+
+    k and v may be codes of :mod:`.cache_formats`, each in its own format, beside their scales.
     """
 
     q: Tensor
@@ -33,7 +47,11 @@ class AttentionInputs(NamedTuple):
     sinks: Tensor | None = None  # (Hq,) float32, natural-log units
     cu_seqlens_q: Tensor | None = None  # (B + 1,) int32
     cu_seqlens_k: Tensor | None = None  # (B + 1,) int32
-    seqused_k: Tensor | None = None  # (B,) int32
+    seqused_k: Tensor | None = None  # (B,) int32, with a cache the keys after any append
+    block_table: Tensor | None = None  # (B, pages of a sequence) int32
+    leftpad_k: Tensor | None = None  # (B,) int32, the first keys of a sequence, which are hidden
+    k_scale: Tensor | None = None  # float32, of k's format
+    v_scale: Tensor | None = None  # float32, of v's format
 
 
 class Request(NamedTuple):
@@ -50,6 +68,7 @@ class Request(NamedTuple):
     impl: str = "auto"
     kernel: str | None = None
     validate: bool = False
+    num_splits: int = 0
 
 
 class AttentionProblem(NamedTuple):
@@ -58,6 +77,10 @@ class AttentionProblem(NamedTuple):
     ``seqlen_q`` and ``seqlen_k`` are the largest lengths of a packed batch. A window bound is -1
     where it hides nothing; causal is ``window_right == 0``. ``bias`` says which of (batch, head,
     query) are broadcast; ``alibi`` is "head" or "batch_head"; ``softcap`` 0 is none.
+
+    ``page_size`` 0 is no paging; else ``seqlen_k`` is what a row of the block table can hold,
+    whatever the lengths. ``k_format`` and ``v_format`` are of :mod:`.cache_formats`.
+    ``num_splits`` 0 leaves the split over keys to the plan.
     """
 
     layout: str
@@ -80,6 +103,11 @@ class AttentionProblem(NamedTuple):
     sinks: bool
     seqused_k: bool
     needs_grad: bool
+    page_size: int = 0
+    leftpad_k: bool = False
+    k_format: str = "dense"
+    v_format: str = "dense"
+    num_splits: int = 0
 
     @classmethod
     def of(cls, inputs: AttentionInputs, request: Request) -> AttentionProblem:
@@ -111,16 +139,14 @@ class AttentionProblem(NamedTuple):
 
 
 _PUBLIC_NAMES = tuple(["s_aux" if x == "sinks" else x for x in AttentionInputs._fields])
-# Of a tensor: its shape, dtype and device, and whether it requires gradients.
-_Facts = tuple[tuple[int, ...], torch.dtype, torch.device, bool]
 
 
 def _problem(
-    facts: tuple[_Facts | type | None, ...], request: Request, modes: tuple[bool, bool]
+    facts: tuple[Facts | type | None, ...], request: Request, modes: tuple[bool, bool]
 ) -> AttentionProblem:
     """The checked problem; ``modes`` says whether forward and reverse autograd record."""
     function = request.function
-    given: dict[str, _Facts] = {}
+    given: dict[str, Facts] = {}
     for name, fact in zip(_PUBLIC_NAMES, facts, strict=True):
         if isinstance(fact, type):
             raise TypeError(f"{function}: {name} must be a torch.Tensor, got {fact.__name__}")
@@ -128,16 +154,13 @@ def _problem(
             given[name] = fact
         elif name in ("q", "k", "v"):
             raise TypeError(f"{function}: {name} must be a torch.Tensor, got None")
-    _check_request(request)
-    q, k, v = given["q"], given["k"], given["v"]
+    check_request(request)
     packed = request.max_seqlen_q is not None
-    _check_query_key_value(function, given, packed)
-    if packed:
-        batch, seqlen_q, seqlen_k = _packed_lengths(given, request)
-    else:
-        batch, seqlen_q, seqlen_k = q[0][0], q[0][1], k[0][1]
+    check_query_key_value(function, given, packed)
+    batch, seqlen_q, seqlen_k = check_layout(given, request)
+    q, k, v = given["q"], given["k"], given["v"]
     heads_q, head_dim = q[0][-2:]
-    _check_extras(function, given, (batch, heads_q, seqlen_q, seqlen_k), packed)
+    check_extras(function, given, (batch, heads_q, seqlen_q, seqlen_k), packed)
     bias, alibi = given.get("bias"), given.get("alibi_slopes")
     window_left, window_right = request.window_left, 0 if request.causal else request.window_right
     return AttentionProblem(
@@ -148,7 +171,7 @@ def _problem(
         heads_q=heads_q,
         heads_k=k[0][-2],
         head_dim=head_dim,
-        head_dim_v=v[0][-1],
+        head_dim_v=row_length(v),
         dtype=q[1],
         device=q[2].type,
         scale=float(head_dim**-0.5 if request.scale is None else request.scale),
@@ -162,236 +185,15 @@ def _problem(
         sinks="s_aux" in given,
         seqused_k="seqused_k" in given,
         needs_grad=modes[0] or (modes[1] and any(fact[3] for fact in given.values())),
+        page_size=k[0][1] if "block_table" in given else 0,
+        leftpad_k="leftpad_k" in given,
+        k_format=stored_format(k[1]),
+        v_format=stored_format(v[1]),
+        num_splits=request.num_splits,
     )
 
 
 _cached_problem = lru_cache(maxsize=4096)(_problem)
-
-
-def _check_request(request: Request) -> None:
-    function = request.function
-    for name, value in (("softmax_scale", request.scale), ("softcap", request.softcap)):
-        if name == "softmax_scale" and value is None:
-            continue
-        if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-            raise TypeError(f"{function}: {name} must be a number, got {type(value).__name__}")
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"{function}: {name} must be finite, got {value}")
-    if request.softcap < 0:
-        raise ValueError(
-            f"{function}: softcap must be positive, or 0.0 for none, got {request.softcap}"
-        )
-    if type(request.causal) is not bool:
-        raise TypeError(f"{function}: causal must be a bool, got {type(request.causal).__name__}")
-    if request.impl not in IMPLS:
-        raise ValueError(f"{function}: impl must be one of {IMPLS}, got {request.impl!r}")
-    if request.kernel is None:
-        return
-    if request.kernel not in KERNELS:
-        raise ValueError(f"{function}: kernel must be one of {KERNELS}, got {request.kernel!r}")
-    if request.impl != "metal":
-        raise ValueError(
-            f"{function}: kernel chooses among the Metal kernels and needs impl='metal', "
-            f"got impl={request.impl!r}"
-        )
-
-
-def _check_query_key_value(function: str, given: dict[str, _Facts], packed: bool) -> None:
-    rows = "total_" if packed else "B, S"
-    q, k, v = (given[name] for name in "qkv")
-    for name, (shape, *_) in zip("qkv", (q, k, v), strict=True):
-        layout = f"({rows}{'q' if name == 'q' else 'k'}, heads, head_dim)"
-        if len(shape) != (3 if packed else 4):
-            raise ValueError(f"{function}: {name} must be {layout}, got {_words(shape)}")
-        if shape[-1] < 1 or shape[-2] < 1:
-            raise ValueError(
-                f"{function}: {name} must be {layout} with at least one head and a head_dim of at "
-                f"least 1, got {_words(shape)}"
-            )
-    for name, (_, dtype, device, _) in given.items():
-        if device != q[2]:
-            raise ValueError(
-                f"{function}: {name} must be on q's device {q[2]}, got {device}; move it there"
-            )
-        if name in "qkv" and (dtype not in DTYPES or dtype != q[1]):
-            raise TypeError(
-                f"{function}: q, k and v must have one dtype of float16, bfloat16, float32 and "
-                f"float64, got {q[1]}, {k[1]} and {v[1]}; convert them with .to()"
-            )
-    if k[0][:-1] != v[0][:-1]:
-        raise ValueError(
-            f"{function}: k and v must agree in all but head_dim, got {_words(k[0])} and "
-            f"{_words(v[0])}"
-        )
-    if q[0][-1] != k[0][-1]:
-        raise ValueError(
-            f"{function}: q and k must have one head_dim, got {q[0][-1]} and {k[0][-1]}"
-        )
-    if q[0][-2] % k[0][-2] != 0:
-        raise ValueError(
-            f"{function}: the query heads must be a multiple of the key heads, got {q[0][-2]} "
-            f"and {k[0][-2]}; the layout is {'(total, heads' if packed else '(B, S, heads'}, "
-            "head_dim), transpose if yours has the heads before the sequence"
-        )
-    if not packed and q[0][0] != k[0][0]:
-        raise ValueError(f"{function}: q and k must have one batch size, got {q[0][0]}, {k[0][0]}")
-
-
-def _packed_lengths(given: dict[str, _Facts], request: Request) -> tuple[int, int, int]:
-    """(batch, largest Sq, largest Sk) of a packed batch."""
-    function = request.function
-    for name in ("cu_seqlens_q", "cu_seqlens_k"):
-        if name not in given:
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, got None")
-        _check_lengths_tensor(function, name, given[name], "(batch + 1,)")
-        if given[name][0][0] < 1:
-            raise ValueError(f"{function}: {name} must hold batch + 1 offsets, got none")
-    sizes = given["cu_seqlens_q"][0][0], given["cu_seqlens_k"][0][0]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"{function}: cu_seqlens_q and cu_seqlens_k must have one length (batch + 1), got "
-            f"{sizes[0]} and {sizes[1]}"
-        )
-    lengths = request.max_seqlen_q, request.max_seqlen_k
-    for name, length in zip(("max_seqlen_q", "max_seqlen_k"), lengths, strict=True):
-        if length is None or length < 0:
-            raise ValueError(f"{function}: {name} must be at least 0, got {length}")
-    assert lengths[0] is not None
-    assert lengths[1] is not None
-    return sizes[0] - 1, lengths[0], lengths[1]
-
-
-def _check_extras(
-    function: str, given: dict[str, _Facts], sizes: tuple[int, int, int, int], packed: bool
-) -> None:
-    """Bias, slopes, sinks and used lengths against ``sizes`` (batch, heads_q, Sq, Sk)."""
-    batch, heads_q, _, seqlen_k = sizes
-    if "bias" in given:
-        shape, dtype, *_ = given["bias"]
-        if dtype not in (given["q"][1], torch.float32):
-            raise TypeError(
-                f"{function}: bias must be float32 or q's dtype {given['q'][1]}, got {dtype}; it "
-                "is added to the scores: turn a boolean mask into 0 and -inf"
-            )
-        broadcast = len(shape) == 4 and all(
-            size in (1, full) for size, full in zip(shape[:3], sizes[:3], strict=True)
-        )
-        if not broadcast or shape[3] != seqlen_k:
-            lengths = "max_seqlen_q or 1, max_seqlen_k" if packed else "Sq or 1, Sk"
-            raise ValueError(
-                f"{function}: bias must be (B or 1, Hq or 1, {lengths}) with (B, Hq, Sq, Sk) = "
-                f"{_words(sizes)}, got {_words(shape)}"
-            )
-    if "alibi_slopes" in given:
-        shape, dtype, *_ = given["alibi_slopes"]
-        if dtype != torch.float32:
-            raise TypeError(f"{function}: alibi_slopes must be float32, got {dtype}; use .float()")
-        if tuple(shape) not in ((heads_q,), (batch, heads_q)):
-            raise ValueError(
-                f"{function}: alibi_slopes must be (Hq,) or (B, Hq) with B {batch} and Hq "
-                f"{heads_q}, got {_words(shape)}"
-            )
-    if "s_aux" in given:
-        shape, dtype, *_ = given["s_aux"]
-        if not dtype.is_floating_point:
-            raise TypeError(f"{function}: s_aux must be a floating-point tensor, got {dtype}")
-        if tuple(shape) != (heads_q,):
-            raise ValueError(
-                f"{function}: s_aux must be ({heads_q},), one sink a query head, got "
-                f"{_words(shape)}"
-            )
-    if "seqused_k" in given:
-        _check_lengths_tensor(function, "seqused_k", given["seqused_k"], "(batch,)")
-        if given["seqused_k"][0][0] != batch:
-            raise ValueError(
-                f"{function}: seqused_k must be ({batch},), one length a sequence, got "
-                f"{_words(given['seqused_k'][0])}"
-            )
-
-
-def _check_lengths_tensor(function: str, name: str, fact: _Facts, expected: str) -> None:
-    shape, dtype, *_ = fact
-    if dtype != torch.int32:
-        raise TypeError(f"{function}: {name} must be int32, got {dtype}; use .to(torch.int32)")
-    if len(shape) != 1:
-        raise ValueError(f"{function}: {name} must be {expected}, got {_words(shape)}")
-
-
-def _words(shape: Sequence[int]) -> str:
-    return str(tuple(shape))
-
-
-def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: Request) -> None:
-    """Check the values of cu_seqlens and seqused_k, where that waits for no device.
-
-    CPU tensors always, others under ``validate=True``. Traced tensors have no values to check.
-    """
-    starts_q, starts_k, seqused_k = inputs[6:]
-    function, lengths_k = request.function, None
-    if starts_q is not None and starts_k is not None:
-        if not _is_readable(starts_q, request):
-            return
-        _check_offsets(function, "q", _values(starts_q), inputs.q.shape[0], problem.seqlen_q)
-        lengths_k = _check_offsets(
-            function, "k", _values(starts_k), inputs.k.shape[0], problem.seqlen_k
-        )
-    if seqused_k is not None and _is_readable(seqused_k, request):
-        for index, length in enumerate(_values(seqused_k)):
-            most = problem.seqlen_k if lengths_k is None else lengths_k[index]
-            if not 0 <= length <= most:
-                raise ValueError(
-                    f"{function}: seqused_k must lie between 0 and the {most} keys of its "
-                    f"sequence, got {length} for sequence {index}"
-                )
-
-
-def _is_readable(lengths: Tensor, request: Request) -> bool:
-    return type(lengths) is Tensor and (lengths.device.type == "cpu" or request.validate)
-
-
-def _values(lengths: Tensor) -> list[int]:
-    return cast("list[int]", lengths.tolist())
-
-
-def _check_offsets(
-    function: str, side: str, starts: list[int], total: int, longest: int
-) -> list[int]:
-    """Check one cu_seqlens and return the lengths it holds."""
-    if starts[0] != 0 or starts[-1] != total:
-        raise ValueError(
-            f"{function}: cu_seqlens_{side} must run from 0 to the {total} rows of {side}, got "
-            f"{starts[0]} to {starts[-1]}"
-        )
-    lengths = list(map(operator.sub, starts[1:], starts))
-    if lengths and min(lengths) < 0:
-        index = next(i for i, length in enumerate(lengths) if length < 0)
-        raise ValueError(
-            f"{function}: cu_seqlens_{side} must not decrease, got {starts[index]} followed by "
-            f"{starts[index + 1]} at {index}"
-        )
-    if lengths and max(lengths) > longest:
-        raise ValueError(
-            f"{function}: max_seqlen_{side} must be at least the longest sequence, "
-            f"{max(lengths)}, got {longest}"
-        )
-    return lengths
-
-
-def check_out(
-    out: object, problem: AttentionProblem, inputs: AttentionInputs, request: Request
-) -> None:
-    """Check the tensor that a call writes into."""
-    function, q = request.function, inputs.q
-    shape = (*q.shape[:-1], problem.head_dim_v)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"{function}: out must be a torch.Tensor, got {type(out).__name__}")
-    if out.dtype != q.dtype:
-        raise TypeError(f"{function}: out must have q's dtype {q.dtype}, got {out.dtype}")
-    if out.shape != shape or out.device != q.device:
-        raise ValueError(
-            f"{function}: out must be {shape} on {q.device}, got {_words(out.shape)} on "
-            f"{out.device}"
-        )
 
 
 def make_request(
@@ -405,6 +207,7 @@ def make_request(
     kernel: str | None,
     lengths: tuple[Any, Any] | None = None,
     validate: bool = False,
+    num_splits: int = 0,
 ) -> Request:
     """The request of a call; dropout and the form of the window and the lengths are checked here.
 
@@ -417,8 +220,23 @@ def make_request(
     if lengths is not None:
         seqlen_q = _as_length(function, "max_seqlen_q", lengths[0])
         seqlen_k = _as_length(function, "max_seqlen_k", lengths[1])
-    return Request(
-        function, seqlen_q, seqlen_k, scale, causal, left, right, softcap, impl, kernel, validate
+    window = left, right
+    options = impl, kernel, validate, num_splits
+    return Request(function, seqlen_q, seqlen_k, scale, causal, *window, softcap, *options)
+
+
+def with_key_lengths(inputs: AttentionInputs, request: Request) -> tuple[AttentionInputs, Request]:
+    """A packed call as a problem takes it: a paged cache has lengths, and no offsets, of keys.
+
+    Its longest keys do not matter, and would make another problem of every step of a decode.
+    """
+    starts = inputs.cu_seqlens_k
+    if inputs.block_table is None or not isinstance(starts, Tensor):
+        return inputs, request
+    used = starts.diff() if inputs.seqused_k is None else inputs.seqused_k
+    return (
+        inputs._replace(cu_seqlens_k=None, seqused_k=used),
+        request._replace(max_seqlen_k=None),
     )
 
 
@@ -431,18 +249,9 @@ def unpack(function: str, name: str, packed: object, form: tuple[int, int]) -> t
         rows = "total" if rank == 4 else "B, S"
         raise ValueError(
             f"{function}: {name} must be ({rows}, {parts}, heads, head_dim), got "
-            f"{_words(packed.shape)}"
+            f"{words(packed.shape)}"
         )
     return packed.unbind(-3)
-
-
-def refuse_block_table(function: str, block_table: Tensor | None) -> None:
-    """NotImplementedError for paged keys."""
-    if block_table is not None:
-        raise NotImplementedError(
-            f"{function}: block_table (a paged cache) is not implemented yet; gather the pages "
-            "into packed k and v and pass block_table=None"
-        )
 
 
 def _refuse_dropout(function: str, dropout_p: object) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .cache_formats import dequantise
 from .problem import AttentionInputs, AttentionProblem
 
 
@@ -22,38 +23,77 @@ def attention_reference(
     """Attention with the scores materialised.
 
     By default as a careful model runs it: scores, softmax and sums in float32 (float64 for float64
-    inputs), probabilities rounded to the dtype of v; o has q's dtype and lse is float32. With
+    inputs), probabilities rounded to the dtype of q; o has q's dtype and lse is float32. With
     ``compute_dtype=torch.float64`` nothing is rounded and both results are float64: the oracle.
 
     Returns o (B, Sq, Hq, Dv) or (total_q, Hq, Dv), and lse (B, Hq, Sq) or (Hq, total_q).
     """
+    keys = _keys(problem, inputs, compute_dtype)
     if problem.layout == "dense":
-        keys = None if inputs.seqused_k is None else _Lengths(problem.seqlen_q, inputs.seqused_k)
-        return _dense(problem, inputs, inputs.bias, keys, compute_dtype)
+        return _dense(problem, keys.inputs, keys.inputs.bias, keys.lengths, compute_dtype)
     assert inputs.cu_seqlens_q is not None
-    assert inputs.cu_seqlens_k is not None
-    q, k, v = inputs[:3]
     # Padding to the largest lengths keeps all shapes known without reading cu_seqlens back.
-    seqlen_q, seqlen_k = min(problem.seqlen_q, q.shape[0]), min(problem.seqlen_k, k.shape[0])
-    lengths_q = inputs.cu_seqlens_q.diff()
-    lengths_k = inputs.cu_seqlens_k.diff() if inputs.seqused_k is None else inputs.seqused_k
-    padded = inputs._replace(
-        q=_pad(q, inputs.cu_seqlens_q, seqlen_q),
-        k=_pad(k, inputs.cu_seqlens_k, seqlen_k),
-        v=_pad(v, inputs.cu_seqlens_k, seqlen_k),
-    )
+    total = inputs.q.shape[0]
+    seqlen_q = min(problem.seqlen_q, total)
+    padded = keys.inputs._replace(q=_pad(inputs.q, inputs.cu_seqlens_q, seqlen_q))
     bias = inputs.bias
     if bias is not None:
-        bias = bias[:, :, :seqlen_q, :seqlen_k]
-    o, lse = _dense(problem, padded, bias, _Lengths(lengths_q, lengths_k), compute_dtype)
-    return _unpad(o, lse, inputs.cu_seqlens_q, q.shape[0])
+        bias = bias[:, :, :seqlen_q, : padded.k.shape[1]]
+    o, lse = _dense(problem, padded, bias, keys.lengths, compute_dtype)
+    return _unpad(o, lse, inputs.cu_seqlens_q, total)
 
 
 class _Lengths(NamedTuple):
-    """The real lengths in a padded batch: an int for all, or a tensor (B,)."""
+    """The real lengths in a padded batch, and which rows of k hold no key of their sequence."""
 
     q: int | Tensor
     k: Tensor
+    unused: Tensor  # (B, Sk) bool
+
+
+class _Keys(NamedTuple):
+    inputs: AttentionInputs  # k (B, Sk, Hk, D) and v (B, Sk, Hk, Dv)
+    lengths: _Lengths | None  # None where every row is a key
+
+
+def _keys(
+    problem: AttentionProblem, inputs: AttentionInputs, compute_dtype: torch.dtype | None
+) -> _Keys:
+    """The keys and values of any cache or layout as dense, dequantised tensors."""
+    k, v = inputs.k, inputs.v
+    if problem.k_format != "dense":
+        k = _dequantised(k, inputs.k_scale, problem.dtype, compute_dtype)
+    if problem.v_format != "dense":
+        v = _dequantised(v, inputs.v_scale, problem.dtype, compute_dtype)
+    table, starts, counts = inputs.block_table, inputs.cu_seqlens_k, inputs.seqused_k
+    if table is not None:
+        k, v = (x[table.clamp(min=0)].flatten(1, 2) for x in (k, v))
+    elif starts is not None:
+        counts = starts.diff() if counts is None else counts
+        seqlen_k = min(problem.seqlen_k, k.shape[0])
+        k, v = (_pad(x, starts, seqlen_k) for x in (k, v))
+    inputs = inputs._replace(k=k, v=v)
+    if table is None and counts is None and inputs.leftpad_k is None:
+        return _Keys(inputs, None)
+    if counts is None:
+        counts = torch.full((problem.batch,), k.shape[1], dtype=torch.int32, device=k.device)
+    positions = torch.arange(k.shape[1], device=k.device)
+    unused = positions >= counts[:, None]
+    if inputs.leftpad_k is not None:
+        unused = unused | (positions < inputs.leftpad_k[:, None])
+    if table is not None:
+        unused = unused | (table < 0).repeat_interleave(problem.page_size, 1)
+    lengths_q = problem.seqlen_q if inputs.cu_seqlens_q is None else inputs.cu_seqlens_q.diff()
+    return _Keys(inputs, _Lengths(lengths_q, counts, unused))
+
+
+def _dequantised(
+    codes: Tensor, scale: Tensor | None, dtype: torch.dtype, compute_dtype: torch.dtype | None
+) -> Tensor:
+    """The values exactly, or as a careful model has them: by float32, in its dtype."""
+    if compute_dtype is not None:
+        return dequantise(codes, scale, compute_dtype)
+    return dequantise(codes, scale, torch.promote_types(dtype, torch.float32)).to(dtype)
 
 
 def _dense(
@@ -68,9 +108,8 @@ def _dense(
     groups = problem.heads_q // problem.heads_k
     if lengths is not None:
         # Rows that hold no key may hold anything, and 0 * nan is not 0.
-        unused = torch.arange(k.shape[1], device=k.device) >= lengths.k[:, None]
-        k = k.masked_fill(unused[:, :, None, None], 0.0)
-        v = v.masked_fill(unused[:, :, None, None], 0.0)
+        unused = lengths.unused[:, :, None, None]
+        k, v = k.masked_fill(unused, 0.0), v.masked_fill(unused, 0.0)
     by_head = (
         q.transpose(1, 2),
         k.transpose(1, 2).repeat_interleave(groups, 1),
@@ -80,7 +119,7 @@ def _dense(
     s = _scores(problem, q, k, bias, inputs.alibi_slopes, lengths)
     p, lse = _softmax(s, inputs.sinks)
     if compute_dtype is None:
-        p = p.to(inputs.v.dtype).to(internal)
+        p = p.to(inputs.q.dtype).to(internal)
     o = (p @ v).transpose(1, 2)
     if compute_dtype is None:
         return o.to(inputs.q.dtype).contiguous(), lse.float()
@@ -130,7 +169,7 @@ def _scores(
     if problem.window_right >= 0:
         hidden = hidden | (distance > problem.window_right)
     if lengths is not None:
-        hidden = hidden | (keys >= lengths.k[:, None, None, None])
+        hidden = hidden | lengths.unused[:, None, None]
     return s.masked_fill(hidden, -torch.inf)
 
 

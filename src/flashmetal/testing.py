@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .problem import AttentionInputs, AttentionProblem, Request
+from .problem import AttentionInputs, AttentionProblem, Request, with_key_lengths
 from .reference import attention_reference
+from .testing_cache import store
 
 _MARGIN = 3  # rows of NaN around a poisoned tensor; odd, so that alignment is lost too
 
@@ -42,6 +43,10 @@ def make_inputs(
     lengths_q: Sequence[int] | None = None,
     lengths_k: Sequence[int] | None = None,
     seqused_k: Sequence[int] | None = None,
+    leftpad_k: Sequence[int] | None = None,
+    page_size: int = 0,
+    k_format: str = "dense",
+    v_format: str = "dense",
     strided: bool = False,
     poison: bool = False,
     seed: int = 0,
@@ -49,34 +54,63 @@ def make_inputs(
     """A problem and normally distributed tensors for it.
 
     Args:
-        bias: True, or which of (batch, head, query) are broadcast.
-        bias_dtype: q's by default.
+        bias: True, or which of (batch, head, query) are broadcast; bias_dtype is q's by default.
         alibi: True or "head" for slopes (Hq,), "batch_head" for (B, Hq).
         lengths_q: lengths of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
-        seqused_k: keys in use of each sequence; the others are NaN.
+        seqused_k: keys in use of each sequence, the first ``leftpad_k`` not; the others are NaN.
+        page_size: put k and v into shuffled pages; formats are of :mod:`.cache_formats`.
         strided: q, k and v become views, heads outside the sequence, at an offset, amid NaN.
         poison: q, k and v become views with rows of NaN before and after each batch entry.
     """
     seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
     shape = _Shape((batch, seqlen_q), (batch, seqlen_k), (batch, heads_q, seqlen_q, seqlen_k))
     if lengths_q is not None:
-        lengths_k = lengths_q if lengths_k is None else lengths_k
+        lengths_k = lengths_k or lengths_q
         shape = _Shape.packed(lengths_q, lengths_k, heads_q, device)
     normal = partial(_normal, torch.Generator().manual_seed(seed), device, dtype)
     q = normal((*shape.rows_q, heads_q, head_dim))
     k = normal((*shape.rows_k, heads_k or heads_q, head_dim))
     v = normal((*shape.rows_k, heads_k or heads_q, head_dim_v or head_dim))
-    used = None
-    if seqused_k is not None:
-        used = torch.tensor(seqused_k, dtype=torch.int32, device=device)
-        _poison_unused(k, v, seqused_k, lengths_k)
-    q, k, v = (_place(x, strided, poison) for x in (q, k, v))
+    inputs = AttentionInputs(q, k, v, cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
+    rows = lengths_k or [seqlen_k] * batch
+    lengths = seqused_k or (rows if page_size else None), leftpad_k
+    _poison_unused(k, v, lengths, lengths_k)
+    inputs = _keys(inputs, lengths, (k_format, v_format), rows, page_size)
+    shape = shape.in_pages(page_size)
     extras = _extras(normal, shape.sizes, (bias, bias_dtype), alibi, sinks)
-    inputs = AttentionInputs(q, k, v, *extras, *shape.starts, used)
     packed = (None, None) if lengths_q is None else shape.sizes[2:]
-    window = window_left, window_right
-    request = Request("make_inputs", *packed, scale, False, *window, softcap)
+    request = Request("make_inputs", *packed, scale, False, window_left, window_right, softcap)
+    return _call(_placed(inputs._replace(**extras), strided, poison), request)
+
+
+def _call(inputs: AttentionInputs, request: Request) -> tuple[AttentionProblem, AttentionInputs]:
+    inputs, request = with_key_lengths(inputs, request)
     return AttentionProblem.of(inputs, request), inputs
+
+
+def _keys(
+    inputs: AttentionInputs,
+    lengths: tuple[Sequence[int] | None, Sequence[int] | None],
+    formats: tuple[str, str],
+    rows: Sequence[int],
+    page_size: int,
+) -> AttentionInputs:
+    """The inputs with the lengths of the sequences, and k and v in the cache asked for."""
+    used, first = (_ints(x, inputs.q.device) for x in lengths)
+    inputs = inputs._replace(seqused_k=used, leftpad_k=first)
+    if page_size == 0 and formats == ("dense", "dense"):
+        return inputs
+    stored = store(inputs.k, inputs.v, formats, rows, page_size)
+    return inputs._replace(**stored._asdict())
+
+
+def _placed(inputs: AttentionInputs, strided: bool, poison: bool) -> AttentionInputs:
+    """q, k and v as views amid NaN; a cache lies amid its own poison."""
+    inputs = inputs._replace(q=_place(inputs.q, strided, poison))
+    if any(x is not None for x in (inputs.block_table, inputs.k_scale, inputs.v_scale)):
+        return inputs
+    k, v = (_place(x, strided, poison) for x in (inputs.k, inputs.v))
+    return inputs._replace(k=k, v=v)
 
 
 class _Shape(NamedTuple):
@@ -85,6 +119,11 @@ class _Shape(NamedTuple):
     sizes: tuple[int, int, int, int]  # batch, heads_q, largest Sq, largest Sk
     starts: tuple[Tensor | None, Tensor | None] = (None, None)
 
+    def in_pages(self, page_size: int) -> _Shape:
+        """With the keys that whole pages hold; 0 is no paging."""
+        keys = self.sizes[3] if page_size == 0 else -(-self.sizes[3] // page_size) * page_size
+        return self._replace(sizes=(*self.sizes[:3], keys))
+
     @classmethod
     def packed(
         cls, lengths_q: Sequence[int], lengths_k: Sequence[int], heads_q: int, device: str
@@ -92,6 +131,10 @@ class _Shape(NamedTuple):
         sizes = len(lengths_q), heads_q, max(lengths_q), max(lengths_k)
         starts = _offsets(lengths_q, device), _offsets(lengths_k, device)
         return cls((sum(lengths_q),), (sum(lengths_k),), sizes, starts)
+
+
+def _ints(values: Sequence[int] | None, device: torch.device) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.int32, device=device)
 
 
 def _offsets(lengths: Sequence[int], device: str) -> Tensor:
@@ -111,8 +154,8 @@ def _extras(
     bias: tuple[bool | tuple[bool, bool, bool], torch.dtype | None],
     alibi: bool | str,
     sinks: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(bias, alibi_slopes, sinks); ``bias`` is what is broadcast and its dtype."""
+) -> dict[str, Tensor | None]:
+    """bias, alibi_slopes and sinks; ``bias`` is what is broadcast and its dtype."""
     additive = slopes = logits = None
     which, dtype = bias
     if which:
@@ -124,20 +167,24 @@ def _extras(
         slopes = normal(sizes[:2] if alibi == "batch_head" else sizes[1:2]).float().abs()
     if sinks:
         logits = normal(sizes[1:2]).float()
-    return additive, slopes, logits
+    return {"bias": additive, "alibi_slopes": slopes, "sinks": logits}
 
 
 def _poison_unused(
-    k: Tensor, v: Tensor, used: Sequence[int], lengths: Sequence[int] | None
+    k: Tensor,
+    v: Tensor,
+    used: tuple[Sequence[int] | None, Sequence[int] | None],
+    lengths: Sequence[int] | None,
 ) -> None:
-    """NaN in the rows that seqused_k leaves out, as an uninitialised cache may hold."""
-    for b, count in enumerate(used):
-        for x in (k, v):
-            if lengths is None:
-                x[b, count:] = math.nan
-            else:
-                start = sum(lengths[:b])
-                x[start + count : start + lengths[b]] = math.nan
+    """NaN in the rows before leftpad_k and after seqused_k, as a fresh cache may hold."""
+    ends, firsts = used
+    for x in (k, v):
+        sequences = x if lengths is None else torch.split(x, list(lengths))
+        for b, rows in enumerate(sequences):
+            if firsts is not None:
+                rows[: firsts[b]] = math.nan
+            if ends is not None:
+                rows[ends[b] :] = math.nan
 
 
 def _place(x: Tensor, strided: bool, poison: bool) -> Tensor:
@@ -194,8 +241,9 @@ def assert_matches_reference(
 
 def _scaled_down(problem: AttentionProblem, inputs: AttentionInputs, exact: Tensor) -> Tensor:
     """A float64 run has no error against itself: float32's, in float64's precision."""
-    q, k, v = (x.float() for x in inputs[:3])
-    o, _ = attention_reference(problem, inputs._replace(q=q, k=k, v=v))
+    q, k, v = (x.float() if x.dtype == torch.float64 else x for x in inputs[:3])
+    single = problem._replace(dtype=torch.float32)
+    o, _ = attention_reference(single, inputs._replace(q=q, k=k, v=v))
     shrink = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     return exact + (o.double() - exact) * shrink
 

@@ -1,4 +1,4 @@
-"""Tile shapes of the forward kernel by GPU family: text tables, and the budgets they hold to.
+"""Tile shapes of the tile kernels by GPU family: text tables, and the budgets they hold to.
 
 Nothing here was measured: no Apple GPU was at hand. The rows follow from two budgets, per lane
 registers and threadgroup memory, and from published designs for the same family (block sizes of
@@ -15,15 +15,19 @@ THREADGROUP_BYTES = 32 * 1024  # Apple7 and later, per threadgroup
 
 
 class Tile(NamedTuple):
-    """Shape of one threadgroup's work: ``simdgroups`` x ``rows`` query rows by ``block_k`` keys."""
+    """Shape of one threadgroup's work: it owns ``simdgroups`` x ``rows`` rows and streams others.
 
-    block_k: int
+    Forward and the gradient of q own queries and stream blocks of ``streamed`` keys; the gradients
+    of k and v own keys and stream queries.
+    """
+
+    streamed: int
     rows: int
     simdgroups: int
-    queries_in_registers: bool
+    owned_in_registers: bool
 
     @property
-    def block_q(self) -> int:
+    def owned(self) -> int:
         return self.rows * self.simdgroups
 
     @property
@@ -31,32 +35,32 @@ class Tile(NamedTuple):
         return 32 * self.simdgroups
 
 
-# First row whose head_dim reaches max(D, Dv). rows: query rows a simdgroup. queries: kept in
-# registers, or read again for every key block where registers run out.
+# First row whose head_dim reaches max(D, Dv). rows: owned rows a simdgroup, which are kept in
+# registers, or read again for every streamed block where registers run out.
 _FORWARD = {
     ("Apple7", 16): """
-        head_dim | block_k | rows | simdgroups | queries   | origin
-              80 |      32 |    8 |          4 | registers | budget
-             128 |      16 |    8 |          4 | registers | budget
-             256 |      16 |    8 |          4 | device    | budget
+        head_dim | streamed | rows | simdgroups | owned     | origin
+              80 |       32 |    8 |          4 | registers | budget
+             128 |       16 |    8 |          4 | registers | budget
+             256 |       16 |    8 |          4 | device    | budget
     """,
     ("Apple7", 32): """
-        head_dim | block_k | rows | simdgroups | queries   | origin
-              64 |      16 |    8 |          4 | registers | budget
-             128 |      16 |    8 |          4 | device    | budget
-             256 |       8 |    8 |          4 | device    | budget
+        head_dim | streamed | rows | simdgroups | owned     | origin
+              64 |       16 |    8 |          4 | registers | budget
+             128 |       16 |    8 |          4 | device    | budget
+             256 |        8 |    8 |          4 | device    | budget
     """,
     ("Apple9", 16): """
-        head_dim | block_k | rows | simdgroups | queries   | origin
-              64 |      32 |   16 |          4 | registers | budget
-             128 |      16 |    8 |          4 | registers | budget
-             256 |      16 |    8 |          4 | device    | budget
+        head_dim | streamed | rows | simdgroups | owned     | origin
+              64 |       32 |   16 |          4 | registers | budget
+             128 |       16 |    8 |          4 | registers | budget
+             256 |       16 |    8 |          4 | device    | budget
     """,
     ("Apple9", 32): """
-        head_dim | block_k | rows | simdgroups | queries   | origin
-              64 |      16 |    8 |          4 | registers | budget
-             128 |      16 |    8 |          4 | device    | budget
-             256 |       8 |    8 |          4 | device    | budget
+        head_dim | streamed | rows | simdgroups | owned     | origin
+              64 |       16 |    8 |          4 | registers | budget
+             128 |       16 |    8 |          4 | device    | budget
+             256 |        8 |    8 |          4 | device    | budget
     """,
 }
 
@@ -74,16 +78,16 @@ def forward_tile(family: int, element_bytes: int, head_dim: int, head_dim_v: int
 def threadgroup_bytes(tile: Tile, element_bytes: int, head_dim: int, head_dim_v: int) -> int:
     """Threadgroup memory of one forward threadgroup: a K and a V block with 32 bytes of padding."""
     row_bytes = sum(_padded(d) * element_bytes + 32 for d in (head_dim, head_dim_v))
-    return tile.block_k * row_bytes
+    return tile.streamed * row_bytes
 
 
 def registers(tile: Tile, element_bytes: int, head_dim: int, head_dim_v: int) -> int:
     """Estimated 32-bit registers a lane: O and S in fp32, Q if kept, 24 for addresses and state."""
     fragments = tile.rows // 8 * 2  # elements a lane holds of each 8 columns
     output = fragments * _padded(head_dim_v) // 8
-    scores = fragments * tile.block_k // 8
+    scores = fragments * tile.streamed // 8
     queries = fragments * _padded(head_dim) // 8 * element_bytes // 4
-    return output + scores + (queries if tile.queries_in_registers else 0) + 24
+    return output + scores + (queries if tile.owned_in_registers else 0) + 24
 
 
 def _padded(head_dim: int) -> int:
@@ -94,7 +98,7 @@ def _padded(head_dim: int) -> int:
 def _table(family: str, element_bits: int) -> tuple[tuple[int, Tile], ...]:
     rows: list[tuple[int, Tile]] = []
     for line in _FORWARD[family, element_bits].strip().splitlines()[1:]:
-        head_dim, block_k, tile_rows, simdgroups, queries, _ = (c.strip() for c in line.split("|"))
-        tile = Tile(int(block_k), int(tile_rows), int(simdgroups), queries == "registers")
+        head_dim, streamed, tile_rows, simdgroups, owned, _ = (c.strip() for c in line.split("|"))
+        tile = Tile(int(streamed), int(tile_rows), int(simdgroups), owned == "registers")
         rows.append((int(head_dim), tile))
     return tuple(rows)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flashmetal.engines import portable, stock
 from flashmetal.testing import assert_matches_reference, make_inputs
 
-from ..features import DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
+from ..features import CACHES, DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
 
 SMALL_TILES = portable._Tiling(block_q=16, scores=1, least_keys=24)
 BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])
@@ -27,9 +27,9 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", FEATURES | CACHES)
 def test_portable(feature: str, dtype: torch.dtype) -> None:
-    problem, inputs = make_inputs(**{**SHAPE, **FEATURES[feature]}, dtype=dtype)
+    problem, inputs = make_inputs(**{**SHAPE, **(FEATURES | CACHES)[feature]}, dtype=dtype)
     assert portable.refuse(problem) is None
     assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
 

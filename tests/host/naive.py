@@ -43,7 +43,7 @@ def naive_row(
 
 def naive_attention(problem: AttentionProblem, inputs: AttentionInputs) -> tuple[Array, Array]:
     """(o, lse) of a whole call, in the shapes of the public functions."""
-    q, k, v, bias, slopes, sinks, starts_q, starts_k, used = (
+    q, k, v, bias, slopes, sinks, starts_q, starts_k, used, *_ = (
         None if x is None else x.detach().double().numpy() for x in inputs
     )
     assert q is not None

@@ -192,7 +192,7 @@ VARLEN: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "max_seqlen_q or 1, max_seqlen_k",
     ),
     "slopes of other batches": ({"alibi_slopes": randn(3, 4)}, ValueError, "(Hq,) or (B, Hq)"),
-    "paged": ({"block_table": ints(0, 1)}, NotImplementedError, "block_table"),
+    "pages without rows": ({"block_table": ints(0, 1)}, ValueError, "k must be (pages, page_size"),
 }
 
 

@@ -67,7 +67,7 @@ def test_an_m1_and_an_m4_get_different_tiles_for_one_problem() -> None:
     )
     assert m1 is not None
     assert m4 is not None
-    assert (m1.block_q, m4.block_q) == (32, 64)
+    assert (m1.owned, m4.owned) == (32, 64)
 
 
 def test_a_variant_renders_to_ascii_with_a_line_mark_for_each_file() -> None:

@@ -53,7 +53,7 @@ MUTATIONS = (
     Mutation(
         "no visited block is skipped",
         "return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left, 0) : 0;",
-        "return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left + BLOCK_K, 0) : 0;",
+        "return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left + STREAMED, 0) : 0;",
         {"window_left": 9},
     ),
     Mutation(

@@ -33,7 +33,7 @@ def test_two_barriers_a_key_block(gpu: str) -> None:
     problem, inputs = make_inputs(**SHAPE, dtype=torch.float16)
     counters = counted_forward(problem, inputs, gpu=gpu)
     tile = forward_tile(7 if gpu == "M1" else 9, 2, 64, 64)
-    visits = 2 * (256 // tile.block_q) * (256 // tile.block_k)
+    visits = 2 * (256 // tile.owned) * (256 // tile.streamed)
     assert counters["threadgroup_barriers"] == 2 * visits
 
 
@@ -52,8 +52,8 @@ def test_causal_visits_only_the_blocks_of_its_band(gpu: str) -> None:
     tile = forward_tile(7 if gpu == "M1" else 9, 2, 64, 64)
     fragments = 0
     for first_row in range(0, 256, tile.rows):
-        blocks = -(-(first_row + tile.rows) // tile.block_k)
-        fragments += (tile.rows // 8) * blocks * (tile.block_k // 8)
+        blocks = -(-(first_row + tile.rows) // tile.streamed)
+        fragments += (tile.rows // 8) * blocks * (tile.streamed // 8)
     assert counters["matrix_multiplies"] == 2 * fragments * (2 * 64 // 8)
 
 

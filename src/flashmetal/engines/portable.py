@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionInputs, AttentionProblem
-from .sequences import Sequence, new_outputs, sequences
+from .key_value import PlainKeys
+from .sequences import Sequence, compute_dtype, new_outputs, sequences
 
 
 class _Tiling(NamedTuple):
@@ -59,16 +60,12 @@ def forward(
     out, lse = new_outputs(problem, inputs, out)
     tiling = _tiling(problem)
     batch_step = _batch_step(problem, tiling)
-    scratch = inputs.q.new_empty(0, dtype=_compute_dtype(problem))
+    scratch = inputs.q.new_empty(0, dtype=compute_dtype(problem))
     for sequence in sequences(problem, inputs, out, lse, batch_step):
         first, end = sequence.clear_rows(inputs.sinks)
         if first < end and sequence.q.shape[0]:
             _attend(problem, sequence, inputs.sinks, first, end, tiling, scratch)
     return out, lse
-
-
-def _compute_dtype(problem: AttentionProblem) -> torch.dtype:
-    return torch.float64 if problem.dtype == torch.float64 else torch.float32
 
 
 def _tiling(problem: AttentionProblem) -> _Tiling:
@@ -96,25 +93,24 @@ def _attend(
     scratch: Tensor,
 ) -> None:
     """Rows [first, end) of one sequence, block by block."""
-    k = _by_head(sequence.k, scratch.dtype)
-    v = _by_head(sequence.v, scratch.dtype)
+    keys = sequence.cache
+    if keys is None:
+        keys = PlainKeys(_by_head(sequence.k, scratch.dtype), _by_head(sequence.v, scratch.dtype))
     heads = sequence.q.shape[0] * problem.heads_q
     for row in range(first, end, tiling.block_q):
         row_end = min(row + tiling.block_q, end)
-        key, key_end = sequence.band.keys(row, row_end, k.shape[1])
+        key, key_end = sequence.band.keys(row, row_end, sequence.seqlen_k)
         block_k = max(tiling.least_keys, tiling.scores // (heads * (row_end - row)))
-        # Panels of one size: a last one of a few keys would cost as many launches as a full one.
-        panels = math.ceil((key_end - key) / block_k)
-        block_k = math.ceil((key_end - key) / panels)
-        scratch.resize_(heads * (row_end - row) * block_k)
+        scratch.resize_(heads * (row_end - row) * min(block_k, key_end - key))
         q = _query_block(problem, sequence, row, row_end, scratch.dtype)
         rows = None
-        for panel in range(key, key_end, block_k):
-            keys = slice(panel, min(panel + block_k, key_end))
-            scores = _scores(problem, sequence, q, k[:, keys], row, panel, scratch)
-            rows = _accumulate(rows, scores, v[:, keys], steep=sequence.slopes is not None)
-        assert rows is not None
-        _write(sequence, rows, sinks, row, row_end)
+        for panel in keys.panels(key, key_end, block_k):
+            scores = _scores(problem, sequence, q, panel.k, row, panel.first, scratch)
+            rows = _accumulate(rows, scores, panel.v, steep=sequence.slopes is not None)
+        if rows is None:
+            sequence.clear(slice(row, row_end), sinks)
+        else:
+            _write(sequence, rows, sinks, row, row_end)
 
 
 def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..problem import AttentionInputs, AttentionProblem
+from .key_value import CachedKeys
 
 
 class Band(NamedTuple):
@@ -81,6 +83,8 @@ class Sequence(NamedTuple):
     out: Tensor
     lse: Tensor
     band: Band
+    seqlen_k: int
+    cache: CachedKeys | None = None  # where the keys are, if not in k and v as they are
 
     def clear_rows(self, sinks: Tensor | None) -> tuple[int, int]:
         """Write the rows that see no key, and return the others [first, end).
@@ -88,14 +92,24 @@ class Sequence(NamedTuple):
         Without a key out is 0, and lse that of the sink alone: -inf where there is none.
         """
         seqlen_q = self.q.shape[1]
-        first, end = self.band.rows(seqlen_q, self.k.shape[1])
+        first, end = self.band.rows(seqlen_q, self.seqlen_k)
         for rows in (slice(0, first), slice(end, seqlen_q)):
-            self.out[:, rows].zero_()
-            if sinks is None:
-                self.lse[..., rows].fill_(-torch.inf)
-            else:
-                self.lse[..., rows] = sinks[:, None]
+            if rows.start < rows.stop:
+                self.clear(rows, sinks)
         return first, end
+
+    def clear(self, rows: slice, sinks: Tensor | None) -> None:
+        """Write rows that see no key."""
+        self.out[:, rows].zero_()
+        if sinks is None:
+            self.lse[..., rows].fill_(-torch.inf)
+        else:
+            self.lse[..., rows] = sinks[:, None]
+
+
+def compute_dtype(problem: AttentionProblem) -> torch.dtype:
+    """What scores and sums are held in."""
+    return torch.float64 if problem.dtype == torch.float64 else torch.float32
 
 
 def new_outputs(
@@ -118,69 +132,99 @@ def sequences(
 
     Lengths that live on a device are read once, which waits for it.
     """
-    used = None if inputs.seqused_k is None else _integers(inputs.seqused_k)
-    if problem.layout == "varlen":
-        yield from _packed(problem, inputs, out, lse, used)
+    if problem.layout == "dense" and not (
+        problem.seqused_k or problem.leftpad_k or _cached(problem)
+    ):
+        for b in range(0, problem.batch, batch_step):
+            entries = slice(b, b + batch_step)
+            rows = inputs.q[entries], out[entries], lse[entries]
+            yield _sequence(problem, inputs, entries, rows, _Keys(0, problem.seqlen_k))
         return
-    step = batch_step if used is None else 1
-    for b in range(0, problem.batch, step):
-        entries = slice(b, b + step)
-        seqlen_k = problem.seqlen_k if used is None else used[b]
-        yield Sequence(
-            inputs.q[entries],
-            inputs.k[entries, :seqlen_k],
-            inputs.v[entries, :seqlen_k],
-            _bias(inputs, entries, problem.seqlen_q, seqlen_k),
-            _slopes(inputs, entries),
-            out[entries],
-            lse[entries],
-            Band(seqlen_k - problem.seqlen_q, problem.window_left, problem.window_right),
-        )
+    starts_q = None if inputs.cu_seqlens_q is None else _integers(inputs.cu_seqlens_q)
+    for b, keys in enumerate(_keys(problem, inputs)):
+        entry = slice(b, b + 1)
+        if starts_q is None:
+            rows = inputs.q[entry], out[entry], lse[entry]
+        else:
+            own = slice(starts_q[b], starts_q[b + 1])
+            rows = inputs.q[None, own], out[None, own], lse[None, :, own]
+        yield _sequence(problem, inputs, entry, rows, keys)
 
 
-def _packed(
+class _Keys(NamedTuple):
+    """The rows [first, end) of a sequence's keys, in k from ``start`` on or in ``pages``."""
+
+    first: int
+    end: int
+    start: int = 0
+    pages: list[int] | None = None
+
+
+def _keys(problem: AttentionProblem, inputs: AttentionInputs) -> Iterator[_Keys]:
+    """The keys of each batch entry."""
+    ends = [problem.seqlen_k] * problem.batch
+    starts = [0] * problem.batch
+    if inputs.cu_seqlens_k is not None:
+        starts = _integers(inputs.cu_seqlens_k)
+        ends = [end - start for start, end in pairwise(starts)]
+    if inputs.seqused_k is not None:
+        ends = _integers(inputs.seqused_k)
+    firsts = [0] * problem.batch if inputs.leftpad_k is None else _integers(inputs.leftpad_k)
+    table = inputs.block_table
+    rows = None if table is None else cast("list[list[int]]", table.tolist())
+    for b in range(problem.batch):
+        pages = None if rows is None else rows[b]
+        yield _Keys(min(firsts[b], ends[b]), ends[b], starts[b], pages)
+
+
+def _sequence(
     problem: AttentionProblem,
     inputs: AttentionInputs,
-    out: Tensor,
-    lse: Tensor,
-    used: list[int] | None,
-) -> Iterator[Sequence]:
-    assert inputs.cu_seqlens_q is not None
-    assert inputs.cu_seqlens_k is not None
-    starts_q = _integers(inputs.cu_seqlens_q)
-    starts_k = _integers(inputs.cu_seqlens_k)
-    for b in range(problem.batch):
-        rows = slice(starts_q[b], starts_q[b + 1])
-        seqlen_q = rows.stop - rows.start
-        seqlen_k = starts_k[b + 1] - starts_k[b] if used is None else used[b]
-        keys = slice(starts_k[b], starts_k[b] + seqlen_k)
-        entry = slice(b, b + 1)
-        yield Sequence(
-            inputs.q[None, rows],
-            inputs.k[None, keys],
-            inputs.v[None, keys],
-            _bias(inputs, entry, seqlen_q, seqlen_k),
-            _slopes(inputs, entry),
-            out[None, rows],
-            lse[None, :, rows],
-            Band(seqlen_k - seqlen_q, problem.window_left, problem.window_right),
-        )
+    entries: slice,
+    rows: tuple[Tensor, Tensor, Tensor],
+    keys: _Keys,
+) -> Sequence:
+    """The sequence of these batch entries, ``rows`` their (q, out, lse)."""
+    q, out, lse = rows
+    seqlen_q, seqlen_k = q.shape[1], keys.end - keys.first
+    k, v, cache = inputs.k, inputs.v, None
+    if _cached(problem):
+        cache = _cached_keys(problem, inputs, entries, keys)
+    elif problem.layout == "dense":
+        k, v = (x[entries, keys.first : keys.end] for x in (k, v))
+    else:
+        k, v = (x[None, keys.start + keys.first : keys.start + keys.end] for x in (k, v))
+    bias = inputs.bias
+    if bias is not None:
+        bias = bias[..., :seqlen_q, keys.first : keys.end]
+        bias = bias if bias.shape[0] == 1 else bias[entries]
+    slopes = inputs.alibi_slopes
+    if slopes is not None:
+        slopes = slopes[None] if slopes.ndim == 1 else slopes[entries]
+    band = Band(seqlen_k - seqlen_q, problem.window_left, problem.window_right)
+    return Sequence(q, k, v, bias, slopes, out, lse, band, seqlen_k, cache)
+
+
+def _cached(problem: AttentionProblem) -> bool:
+    """Whether the keys are not rows of k to be multiplied as they are."""
+    return bool(problem.page_size) or (problem.k_format, problem.v_format) != ("dense", "dense")
+
+
+def _cached_keys(
+    problem: AttentionProblem, inputs: AttentionInputs, entries: slice, keys: _Keys
+) -> CachedKeys:
+    caches = inputs.k, inputs.v, inputs.k_scale, inputs.v_scale
+    pages = keys.pages
+    if pages is None:
+        # Sequences outside of pages lie in a single long one.
+        pages, own = [0], entries if problem.layout == "dense" else None
+        caches = [None if x is None else x[own] for x in caches]
+    k, v, k_scale, v_scale = caches
+    assert k is not None
+    assert v is not None
+    skipped = keys.start + keys.first
+    return CachedKeys(k, v, k_scale, v_scale, pages, skipped, compute_dtype(problem))
 
 
 def _integers(x: Tensor) -> list[int]:
     return cast("list[int]", x.tolist())
-
-
-def _bias(inputs: AttentionInputs, entries: slice, seqlen_q: int, seqlen_k: int) -> Tensor | None:
-    bias = inputs.bias
-    if bias is None:
-        return None
-    bias = bias[..., :seqlen_q, :seqlen_k]
-    return bias if bias.shape[0] == 1 else bias[entries]
-
-
-def _slopes(inputs: AttentionInputs, entries: slice) -> Tensor | None:
-    slopes = inputs.alibi_slopes
-    if slopes is None:
-        return None
-    return slopes[None] if slopes.ndim == 1 else slopes[entries]

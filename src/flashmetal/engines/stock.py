@@ -28,6 +28,12 @@ def refuse(problem: AttentionProblem) -> str | None:
     reasons = (
         (problem.device != "cpu", f"torch's kernels on {problem.device} give no log-sum-exp"),
         (problem.dtype not in _DTYPES, f"torch's fused CPU kernel does not take {problem.dtype}"),
+        (problem.page_size > 0, "torch's fused CPU kernel reads no pages"),
+        (
+            problem.k_format != "dense" or problem.v_format != "dense",
+            "torch's fused CPU kernel reads no quantised cache",
+        ),
+        (problem.leftpad_k, "torch's fused CPU kernel would need a mask for the left padding"),
         (problem.softcap != 0.0, "torch's fused CPU kernel has no softcap"),
         (problem.alibi is not None, "ALiBi would need a mask of Sq x Sk elements"),
         (problem.bias is not None, "torch's fused CPU kernel gives lse 0 where a bias hides a row"),

@@ -1,4 +1,4 @@
-"""The buffers of a forward launch, declared once: signature, operand struct and arguments agree.
+"""The buffers of each kernel, declared once: signature, operand struct and arguments agree.
 
 ``compile_shader`` binds positional arguments to buffer indices and takes no None, so a buffer that
 a variant does not use is absent from its signature, and its operand is a null pointer.
@@ -20,31 +20,42 @@ class Binding(NamedTuple):
     flag: str | None
 
 
-FORWARD = (
+_INPUTS = (
     Binding("q", "const device Element*", None),
     Binding("k", "const device Element*", None),
     Binding("v", "const device Element*", None),
-    Binding("o", "device Element*", None),
-    Binding("lse", "device float*", None),
+)
+_FEATURES = (
     Binding("cu_seqlens_q", "const device int*", "is_varlen"),
     Binding("cu_seqlens_k", "const device int*", "is_varlen"),
     Binding("seqused_k", "const device int*", "has_seqused_k"),
     Binding("bias", "const device BiasElement*", "has_bias"),
     Binding("alibi_slopes", "const device float*", "has_alibi"),
+)
+_FORWARD = (
+    *_INPUTS,
+    Binding("o", "device Element*", None),
+    Binding("lse", "device float*", None),
+    *_FEATURES,
     Binding("sinks", "const device float*", "has_sinks"),
 )
+TABLES = {
+    "attention_forward": _FORWARD,
+    "attention_forward_scalar": _FORWARD,
+}
 
 
 def bound(variant: KernelVariant) -> tuple[str, ...]:
     """Names of the buffers this variant binds, in index order."""
-    return tuple(b.name for b in FORWARD if b.flag is None or getattr(variant, b.flag))
+    table = TABLES[variant.kernel]
+    return tuple(b.name for b in table if b.flag is None or getattr(variant, b.flag))
 
 
 def declarations(variant: KernelVariant) -> str:
     """MSL: struct Operands and the macros ATTENTION_BINDINGS and ATTENTION_OPERANDS."""
-    present = bound(variant)
-    members = "".join(f"  {b.msl_type} {b.name};\n" for b in FORWARD)
-    types = {b.name: b.msl_type for b in FORWARD}
+    table, present = TABLES[variant.kernel], bound(variant)
+    members = "".join(f"  {b.msl_type} {b.name};\n" for b in table)
+    types = {b.name: b.msl_type for b in table}
     signature = [
         f"{types[name]} {name}_buffer [[buffer({index})]]" for index, name in enumerate(present)
     ]
@@ -52,7 +63,7 @@ def declarations(variant: KernelVariant) -> str:
         f"constant AttentionParams& params [[buffer({len(present)})]]",
         f"constant AttentionScalars& scalars [[buffer({len(present) + 1})]]",
     ]
-    operands = ", ".join(f"{b.name}_buffer" if b.name in present else "nullptr" for b in FORWARD)
+    operands = ", ".join(f"{b.name}_buffer" if b.name in present else "nullptr" for b in table)
     return (
         f"struct Operands {{\n{members}}};\n\n"
         f"#define ATTENTION_BINDINGS {', '.join(signature)}\n"

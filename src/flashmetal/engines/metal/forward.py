@@ -34,6 +34,10 @@ def refuse(problem: AttentionProblem) -> str | None:
             f"the Metal kernels take head dims up to {MOST_HEAD_DIM}; got D={problem.head_dim}, "
             f"Dv={problem.head_dim_v}"
         )
+    if problem.page_size or problem.leftpad_k:
+        return "the Metal kernels read no pages and no left padding yet"
+    if problem.k_format != "dense" or problem.v_format != "dense":
+        return "the Metal kernels read no quantised cache yet"
     if problem.needs_grad:
         return "the Metal kernels have no backward yet"
     return None
@@ -93,7 +97,7 @@ def _launch(
     variant = forward_variant(problem, vector, kernel, runtime.gpu.family)
     rows, group = _SCALAR_GROUP, _SCALAR_GROUP
     if variant.tile is not None:
-        rows, group = variant.tile.block_q, variant.tile.threads
+        rows, group = variant.tile.owned, variant.tile.threads
     groups = -(-problem.seqlen_q // rows)
     return _Launch(
         runtime.kernel(variant),

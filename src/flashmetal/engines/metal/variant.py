@@ -72,11 +72,11 @@ def _prelude(variant: KernelVariant) -> str:
     }
     sizes = {"HEAD_DIM": variant.head_dim, "HEAD_DIM_V": variant.head_dim_v}
     if variant.tile is not None:
-        flags["QUERIES_IN_REGISTERS"] = variant.tile.queries_in_registers
+        flags["OWNED_IN_REGISTERS"] = variant.tile.owned_in_registers
         sizes |= {
             "ROWS": variant.tile.rows,
             "SIMDGROUPS": variant.tile.simdgroups,
-            "BLOCK_K": variant.tile.block_k,
+            "STREAMED": variant.tile.streamed,
             "VECTOR": variant.vector,
         }
     element = MSL_TYPES[variant.dtype]

@@ -1,12 +1,14 @@
-// Tiles on simdgroup matrices. A simdgroup owns ROWS query rows; a fragment is 8x8 and each lane
+// Tiles on simdgroup matrices. A threadgroup owns OWNED rows of some operands, ROWS a simdgroup,
+// and streams others through threadgroup memory, STREAMED rows at a time. Forward and dQ own
+// queries and stream keys; dK and dV own keys and stream queries. A fragment is 8x8 and each lane
 // holds two neighbours of one of its rows: (row, column) and (row, column + 1).
 //
 // Which element of a head dimension a fragment's index stands for is free, as long as both operands
 // of a product agree. It is chosen so that what a lane needs from W neighbouring fragments lies
-// side by side in memory: every fragment load is one wide load, and K needs no transposed copy.
-//   contraction (S = Q K^T): index i of fragment f in a strip of W stands for d = W * i + f
-//   columns     (O = P V):   column c of fragment f in a strip of W stands for d = W * c + 2 * f
-//                            (c even; c + 1 follows)
+// side by side in memory: every fragment load is one wide load, and nothing is stored transposed.
+//   contraction (A B^T): index i of fragment f in a strip of W stands for d = W * i + f
+//   columns     (S B):   column c of fragment f in a strip of W stands for d = W * c + 2 * f
+//                        (c even; c + 1 follows)
 
 template <int N>
 struct alignas(N * sizeof(Element)) Chunk {
@@ -17,26 +19,28 @@ typedef simdgroup_matrix<Element, 8, 8> OperandFragment;
 typedef simdgroup_matrix<float, 8, 8> AccumulatorFragment;
 
 constant constexpr int ROW_FRAGMENTS = ROWS / 8;
-constant constexpr int KEY_FRAGMENTS = BLOCK_K / 8;
-constant constexpr int D_FRAGMENTS = (HEAD_DIM + 7) / 8;
-constant constexpr int DV_FRAGMENTS = (HEAD_DIM_V + 7) / 8;
+constant constexpr int STREAMED_FRAGMENTS = STREAMED / 8;
 constant constexpr int THREADS = SIMDGROUPS * 32;
-constant constexpr int BLOCK_Q = SIMDGROUPS * ROWS;
-
-// 32 bytes of padding: eight lanes that read 16 bytes each from four rows meet no bank twice.
+constant constexpr int OWNED = SIMDGROUPS * ROWS;
 constant constexpr int WIDEST = 16 / int(sizeof(Element));
-constant constexpr int K_STRIDE = D_FRAGMENTS * 8 + 2 * WIDEST;
-constant constexpr int V_STRIDE = DV_FRAGMENTS * 8 + 2 * WIDEST;
 
 // Fragments in a strip: the largest power of two that divides their number, 16 bytes a load at
 // most.
 constexpr int strip_width(int fragments, int most) {
   return (fragments & -fragments) < most ? (fragments & -fragments) : most;
 }
-constant constexpr int D_STRIP = strip_width(D_FRAGMENTS, WIDEST);
-constant constexpr int DV_STRIP = strip_width(DV_FRAGMENTS, WIDEST / 2);
-constant constexpr int D_STRIPS = D_FRAGMENTS / D_STRIP;
-constant constexpr int DV_STRIPS = DV_FRAGMENTS / DV_STRIP;
+
+// A head dimension cut into fragments and strips.
+template <int DIM>
+struct Cut {
+  static constant constexpr int FRAGMENTS = (DIM + 7) / 8;
+  // 32 bytes of padding: eight lanes that read 16 bytes each from four rows meet no bank twice.
+  static constant constexpr int STRIDE = FRAGMENTS * 8 + 2 * WIDEST;
+  static constant constexpr int STRIP = strip_width(FRAGMENTS, WIDEST);
+  static constant constexpr int STRIPS = FRAGMENTS / STRIP;
+  static constant constexpr int COLUMN_STRIP = strip_width(FRAGMENTS, WIDEST / 2);
+  static constant constexpr int COLUMN_STRIPS = FRAGMENTS / COLUMN_STRIP;
+};
 
 // This lane's place in every 8x8 fragment.
 struct Lane {
@@ -58,36 +62,37 @@ inline float row_sum(float x) {
   return x + simd_shuffle_xor(x, ushort(8));
 }
 
-// Copies rows [0, valid) of a head, BLOCK_K in all, into threadgroup memory. Missing rows and the
+// Copies rows [0, valid) of a head, STREAMED in all, into threadgroup memory. Missing rows and the
 // columns that pad DIM to whole fragments become zero, so that 0 * garbage never makes a NaN.
-template <int DIM, int STRIDE>
-inline void stage(threadgroup Element* tile,  // [BLOCK_K][STRIDE]
+template <int DIM>
+inline void stage(threadgroup Element* tile,  // [STREAMED][Cut<DIM>::STRIDE]
                   const device Element* rows, long row_stride, int valid, uint thread_index) {
-  constexpr int CHUNKS = (DIM + 7) / 8 * 8 / VECTOR;
+  constexpr int CHUNKS = Cut<DIM>::FRAGMENTS * 8 / VECTOR;
 #pragma clang loop unroll(full)
-  for (int index = int(thread_index); index < BLOCK_K * CHUNKS; index += THREADS) {
+  for (int index = int(thread_index); index < STREAMED * CHUNKS; index += THREADS) {
     const int row = index / CHUNKS, column = index % CHUNKS * VECTOR;
     Chunk<VECTOR> chunk = {};
     if (row < valid && column < DIM)
       chunk = *(const device Chunk<VECTOR>*)(rows + long(row) * row_stride + column);
-    *(threadgroup Chunk<VECTOR>*)(tile + row * STRIDE + column) = chunk;
+    *(threadgroup Chunk<VECTOR>*)(tile + row * Cut<DIM>::STRIDE + column) = chunk;
   }
 }
 
-// Eight query rows by one strip of the head dimension, as left operands.
-struct QueryStrip {
-  OperandFragment fragments[D_STRIP];
+// Eight owned rows by one strip, as left operands of a contraction.
+template <int DIM>
+struct OwnedStrip {
+  OperandFragment fragments[Cut<DIM>::STRIP];
 
-  static QueryStrip load(const device Element* row, bool valid, int strip, Lane lane) {
-    constexpr int WIDTH = VECTOR < D_STRIP ? VECTOR : D_STRIP;
-    QueryStrip loaded;
+  static OwnedStrip load(const device Element* row, bool valid, int strip, Lane lane) {
+    constexpr int STRIP = Cut<DIM>::STRIP, WIDTH = VECTOR < STRIP ? VECTOR : STRIP;
+    OwnedStrip loaded;
 #pragma clang loop unroll(full)
     for (int side = 0; side < 2; ++side) {
 #pragma clang loop unroll(full)
-      for (int f = 0; f < D_STRIP; f += WIDTH) {
-        const int d = (strip * 8 + lane.column + side) * D_STRIP + f;
+      for (int f = 0; f < STRIP; f += WIDTH) {
+        const int d = (strip * 8 + lane.column + side) * STRIP + f;
         Chunk<WIDTH> chunk = {};
-        if (valid && d < HEAD_DIM) chunk = *(const device Chunk<WIDTH>*)(row + d);
+        if (valid && d < DIM) chunk = *(const device Chunk<WIDTH>*)(row + d);
 #pragma clang loop unroll(full)
         for (int i = 0; i < WIDTH; ++i)
           loaded.fragments[f + i].thread_elements()[side] = chunk.values[i];
@@ -97,39 +102,42 @@ struct QueryStrip {
   }
 };
 
-// Eight keys by one strip of the head dimension, transposed: right operands of S = Q K^T.
-struct KeyStrip {
-  OperandFragment fragments[D_STRIP];
+// Eight streamed rows by one strip, transposed: right operands of a contraction.
+template <int DIM>
+struct TransposedStrip {
+  OperandFragment fragments[Cut<DIM>::STRIP];
 
-  static KeyStrip load(const threadgroup Element* k_tile, int key_fragment, int strip, Lane lane) {
-    KeyStrip loaded;
+  static TransposedStrip load(const threadgroup Element* tile, int row_fragment, int strip,
+                              Lane lane) {
+    constexpr int STRIP = Cut<DIM>::STRIP;
+    TransposedStrip loaded;
 #pragma clang loop unroll(full)
     for (int side = 0; side < 2; ++side) {
-      const int key = key_fragment * 8 + lane.column + side;
-      const int d = (strip * 8 + lane.row) * D_STRIP;
-      const Chunk<D_STRIP> chunk =
-          *(const threadgroup Chunk<D_STRIP>*)(k_tile + key * K_STRIDE + d);
+      const int row = row_fragment * 8 + lane.column + side;
+      const int d = (strip * 8 + lane.row) * STRIP;
+      const Chunk<STRIP> chunk =
+          *(const threadgroup Chunk<STRIP>*)(tile + row * Cut<DIM>::STRIDE + d);
 #pragma clang loop unroll(full)
-      for (int f = 0; f < D_STRIP; ++f)
-        loaded.fragments[f].thread_elements()[side] = chunk.values[f];
+      for (int f = 0; f < STRIP; ++f) loaded.fragments[f].thread_elements()[side] = chunk.values[f];
     }
     return loaded;
   }
 };
 
-// Eight keys by one strip of value columns: right operands of O += P V.
-struct ValueStrip {
-  OperandFragment fragments[DV_STRIP];
+// Eight streamed rows by one strip of columns: right operands of a sum over those rows.
+template <int DIM>
+struct ColumnStrip {
+  OperandFragment fragments[Cut<DIM>::COLUMN_STRIP];
 
-  static ValueStrip load(const threadgroup Element* v_tile, int key_fragment, int strip,
-                         Lane lane) {
-    ValueStrip loaded;
-    const int key = key_fragment * 8 + lane.row;
-    const int d = (strip * 8 + lane.column) * DV_STRIP;
-    const Chunk<2 * DV_STRIP> chunk =
-        *(const threadgroup Chunk<2 * DV_STRIP>*)(v_tile + key * V_STRIDE + d);
+  static ColumnStrip load(const threadgroup Element* tile, int row_fragment, int strip, Lane lane) {
+    constexpr int STRIP = Cut<DIM>::COLUMN_STRIP;
+    ColumnStrip loaded;
+    const int row = row_fragment * 8 + lane.row;
+    const int d = (strip * 8 + lane.column) * STRIP;
+    const Chunk<2 * STRIP> chunk =
+        *(const threadgroup Chunk<2 * STRIP>*)(tile + row * Cut<DIM>::STRIDE + d);
 #pragma clang loop unroll(full)
-    for (int f = 0; f < DV_STRIP; ++f) {
+    for (int f = 0; f < STRIP; ++f) {
       loaded.fragments[f].thread_elements()[0] = chunk.values[2 * f];
       loaded.fragments[f].thread_elements()[1] = chunk.values[2 * f + 1];
     }
@@ -137,131 +145,137 @@ struct ValueStrip {
   }
 };
 
-// [ROWS][HEAD_DIM]: kept in registers for the whole loop, or read again for each key block.
-struct Queries {
+// [ROWS][DIM], owned: kept in registers for the whole loop, or read again for each streamed block.
+template <int DIM>
+struct Owned {
   const device Element* rows[ROW_FRAGMENTS];  // this lane's row in each row fragment
   bool valid[ROW_FRAGMENTS];
-  QueryStrip strips[QUERIES_IN_REGISTERS ? ROW_FRAGMENTS : 1][QUERIES_IN_REGISTERS ? D_STRIPS : 1];
+  OwnedStrip<DIM> strips[OWNED_IN_REGISTERS ? ROW_FRAGMENTS : 1]
+                        [OWNED_IN_REGISTERS ? Cut<DIM>::STRIPS : 1];
 
-  static Queries load(const device Element* first_row, long row_stride, int rows_left, Lane lane) {
-    Queries loaded;
+  static Owned load(const device Element* first_row, long row_stride, int rows_left, Lane lane) {
+    Owned loaded;
 #pragma clang loop unroll(full)
     for (int i = 0; i < ROW_FRAGMENTS; ++i) {
       const int row = i * 8 + lane.row;
       loaded.valid[i] = row < rows_left;
       loaded.rows[i] = first_row + long(row) * row_stride;
-      if (QUERIES_IN_REGISTERS) {
+      if (OWNED_IN_REGISTERS) {
 #pragma clang loop unroll(full)
-        for (int s = 0; s < D_STRIPS; ++s)
-          loaded.strips[i][s] = QueryStrip::load(loaded.rows[i], loaded.valid[i], s, lane);
+        for (int s = 0; s < Cut<DIM>::STRIPS; ++s)
+          loaded.strips[i][s] = OwnedStrip<DIM>::load(loaded.rows[i], loaded.valid[i], s, lane);
       }
     }
     return loaded;
   }
 
-  QueryStrip strip(int i, int s, Lane lane) const thread {
-    if (QUERIES_IN_REGISTERS) return strips[i][s];
-    return QueryStrip::load(rows[i], valid[i], s, lane);
+  OwnedStrip<DIM> strip(int i, int s, Lane lane) const thread {
+    if (OWNED_IN_REGISTERS) return strips[i][s];
+    return OwnedStrip<DIM>::load(rows[i], valid[i], s, lane);
   }
 };
 
-// [ROWS][BLOCK_K] in fp32: products, then base-2 logits, then probabilities.
+// [ROWS][STREAMED] in fp32: products, then what the kernel makes of them in place.
 struct Scores {
-  AccumulatorFragment fragments[ROW_FRAGMENTS][KEY_FRAGMENTS];
+  AccumulatorFragment fragments[ROW_FRAGMENTS][STREAMED_FRAGMENTS];
 
-  // Q K^T
-  static Scores multiply(const thread Queries& queries, const threadgroup Element* k_tile,
+  // owned tile^T
+  template <int DIM>
+  static Scores multiply(const thread Owned<DIM>& owned, const threadgroup Element* tile,
                          Lane lane) {
     Scores scores;
 #pragma clang loop unroll(full)
     for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma clang loop unroll(full)
-      for (int j = 0; j < KEY_FRAGMENTS; ++j)
+      for (int j = 0; j < STREAMED_FRAGMENTS; ++j)
         scores.fragments[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
 
 #pragma clang loop unroll(full)
-    for (int s = 0; s < D_STRIPS; ++s) {
-      QueryStrip q[ROW_FRAGMENTS];
+    for (int s = 0; s < Cut<DIM>::STRIPS; ++s) {
+      OwnedStrip<DIM> left[ROW_FRAGMENTS];
 #pragma clang loop unroll(full)
-      for (int i = 0; i < ROW_FRAGMENTS; ++i) q[i] = queries.strip(i, s, lane);
+      for (int i = 0; i < ROW_FRAGMENTS; ++i) left[i] = owned.strip(i, s, lane);
 #pragma clang loop unroll(full)
-      for (int j = 0; j < KEY_FRAGMENTS; ++j) {
-        const KeyStrip k = KeyStrip::load(k_tile, j, s, lane);
+      for (int j = 0; j < STREAMED_FRAGMENTS; ++j) {
+        const TransposedStrip<DIM> right = TransposedStrip<DIM>::load(tile, j, s, lane);
 #pragma clang loop unroll(full)
-        for (int f = 0; f < D_STRIP; ++f)
+        for (int f = 0; f < Cut<DIM>::STRIP; ++f)
 #pragma clang loop unroll(full)
           for (int i = 0; i < ROW_FRAGMENTS; ++i)
-            simdgroup_multiply_accumulate(scores.fragments[i][j], q[i].fragments[f], k.fragments[f],
-                                          scores.fragments[i][j]);
+            simdgroup_multiply_accumulate(scores.fragments[i][j], left[i].fragments[f],
+                                          right.fragments[f], scores.fragments[i][j]);
       }
     }
     return scores;
   }
 };
 
-// [ROWS][HEAD_DIM_V] in fp32.
-struct Output {
-  AccumulatorFragment fragments[ROW_FRAGMENTS][DV_FRAGMENTS];
+// [ROWS][DIM] in fp32.
+template <int DIM>
+struct Accumulator {
+  AccumulatorFragment fragments[ROW_FRAGMENTS][Cut<DIM>::FRAGMENTS];
 
-  static Output zero() {
-    Output output;
+  static Accumulator zero() {
+    Accumulator accumulator;
 #pragma clang loop unroll(full)
     for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma clang loop unroll(full)
-      for (int f = 0; f < DV_FRAGMENTS; ++f)
-        output.fragments[i][f] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
-    return output;
+      for (int f = 0; f < Cut<DIM>::FRAGMENTS; ++f)
+        accumulator.fragments[i][f] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+    return accumulator;
   }
 
   void scale_rows(int i, float factor) thread {
 #pragma clang loop unroll(full)
-    for (int f = 0; f < DV_FRAGMENTS; ++f) {
+    for (int f = 0; f < Cut<DIM>::FRAGMENTS; ++f) {
       fragments[i][f].thread_elements()[0] *= factor;
       fragments[i][f].thread_elements()[1] *= factor;
     }
   }
 
-  // += P V. The accumulator layout is the left operand's layout too: P never leaves registers.
-  void accumulate(const thread Scores& p, const threadgroup Element* v_tile, Lane lane) thread {
+  // += weights tile. The accumulator layout is the left operand's too: weights stay in registers.
+  void accumulate(const thread Scores& weights, const threadgroup Element* tile, Lane lane) thread {
+    constexpr int STRIP = Cut<DIM>::COLUMN_STRIP;
 #pragma clang loop unroll(full)
-    for (int j = 0; j < KEY_FRAGMENTS; ++j) {
+    for (int j = 0; j < STREAMED_FRAGMENTS; ++j) {
       OperandFragment left[ROW_FRAGMENTS];
 #pragma clang loop unroll(full)
       for (int i = 0; i < ROW_FRAGMENTS; ++i) {
-        AccumulatorFragment probabilities = p.fragments[i][j];
-        left[i].thread_elements()[0] = Element(probabilities.thread_elements()[0]);
-        left[i].thread_elements()[1] = Element(probabilities.thread_elements()[1]);
+        AccumulatorFragment weight = weights.fragments[i][j];
+        left[i].thread_elements()[0] = Element(weight.thread_elements()[0]);
+        left[i].thread_elements()[1] = Element(weight.thread_elements()[1]);
       }
 #pragma clang loop unroll(full)
-      for (int s = 0; s < DV_STRIPS; ++s) {
-        const ValueStrip v = ValueStrip::load(v_tile, j, s, lane);
+      for (int s = 0; s < Cut<DIM>::COLUMN_STRIPS; ++s) {
+        const ColumnStrip<DIM> right = ColumnStrip<DIM>::load(tile, j, s, lane);
 #pragma clang loop unroll(full)
-        for (int f = 0; f < DV_STRIP; ++f)
+        for (int f = 0; f < STRIP; ++f)
 #pragma clang loop unroll(full)
           for (int i = 0; i < ROW_FRAGMENTS; ++i) {
-            thread AccumulatorFragment& o = fragments[i][s * DV_STRIP + f];
-            simdgroup_multiply_accumulate(o, left[i], v.fragments[f], o);
+            thread AccumulatorFragment& sum = fragments[i][s * STRIP + f];
+            simdgroup_multiply_accumulate(sum, left[i], right.fragments[f], sum);
           }
       }
     }
   }
 
-  // Writes this lane's columns of row fragment i, each times `weight`, to its row of o.
+  // Writes this lane's columns of row fragment i, each times `weight`, to its row of the result.
   void store(int i, device Element* row, float weight, Lane lane) const thread {
-    constexpr int WIDTH = HEAD_DIM_V % 8 == 0 && VECTOR >= 2 * DV_STRIP ? 2 * DV_STRIP : 1;
+    constexpr int STRIP = Cut<DIM>::COLUMN_STRIP;
+    constexpr int WIDTH = DIM % 8 == 0 && VECTOR >= 2 * STRIP ? 2 * STRIP : 1;
 #pragma clang loop unroll(full)
-    for (int s = 0; s < DV_STRIPS; ++s) {
-      Element columns[2 * DV_STRIP];
+    for (int s = 0; s < Cut<DIM>::COLUMN_STRIPS; ++s) {
+      Element columns[2 * STRIP];
 #pragma clang loop unroll(full)
-      for (int f = 0; f < DV_STRIP; ++f) {
-        AccumulatorFragment o = fragments[i][s * DV_STRIP + f];
-        columns[2 * f] = Element(o.thread_elements()[0] * weight);
-        columns[2 * f + 1] = Element(o.thread_elements()[1] * weight);
+      for (int f = 0; f < STRIP; ++f) {
+        AccumulatorFragment sum = fragments[i][s * STRIP + f];
+        columns[2 * f] = Element(sum.thread_elements()[0] * weight);
+        columns[2 * f + 1] = Element(sum.thread_elements()[1] * weight);
       }
-      const int d = (s * 8 + lane.column) * DV_STRIP;
+      const int d = (s * 8 + lane.column) * STRIP;
 #pragma clang loop unroll(full)
-      for (int c = 0; c < 2 * DV_STRIP; c += WIDTH) {
-        if (d + c >= HEAD_DIM_V) continue;
+      for (int c = 0; c < 2 * STRIP; c += WIDTH) {
+        if (d + c >= DIM) continue;
         Chunk<WIDTH> chunk;
 #pragma clang loop unroll(full)
         for (int e = 0; e < WIDTH; ++e) chunk.values[e] = columns[c + e];
