@@ -22,7 +22,7 @@ import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.testing import make_inputs
-from flashmetal.tiles import Tile, forward_tile
+from flashmetal.tiles import Tile, tile_of
 
 RESULTS = Path(__file__).parent / "results" / "forward_counters.json"
 GPUS = ("M1", "M3")
@@ -67,7 +67,9 @@ def count(case: Case, gpu: str) -> dict[str, Any]:
 
     with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(gpu))):
         metal.forward(problem, inputs)
-    tile = forward_tile(Gpu.named(gpu).family, case.dtype.itemsize, case.head_dim, case.head_dim)
+    tile = tile_of(
+        "forward", Gpu.named(gpu).family, case.dtype.itemsize, case.head_dim, case.head_dim
+    )
     return {
         "case": case.name,
         "gpu": gpu,

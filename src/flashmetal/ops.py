@@ -14,16 +14,16 @@ from .checks import check_lengths, check_out
 from .engines import metal, portable, stock
 from .plan import Plan, plan
 from .problem import AttentionInputs, AttentionProblem, Request
-from .reference import attention_reference
+from .reference import attention_reference, dropout_mask
 
 # The arguments are the fields of AttentionInputs, then those of Request.
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, "
-    "Tensor? leftpad_k, Tensor? k_scale, Tensor? v_scale, "
+    "Tensor? leftpad_k, Tensor? k_scale, Tensor? v_scale, Tensor? rng_state, "
     "str function, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? scale, bool causal, "
     "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate, "
-    "int num_splits"
+    "int num_splits, float dropout_p"
 )
 _INPUTS = len(AttentionInputs._fields)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
@@ -39,9 +39,22 @@ def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
     problem = AttentionProblem.of(inputs, request)
     if problem.needs_grad:
         return _differentiable(problem, inputs, request)
-    if _is_unwatched(inputs):
+    if is_unwatched(inputs):
         return _run(problem, inputs, request, None)
     return _attention_op(*inputs, *request)
+
+
+def with_rng_state(inputs: AttentionInputs, request: Request) -> AttentionInputs:
+    """The inputs of a call with dropout and its random state, drawn where q is."""
+    AttentionProblem.of(inputs, request)  # a wrong call draws nothing
+    return inputs._replace(rng_state=torch.randint(2**31 - 1, (2,), device=inputs.q.device))
+
+
+def dropout_signs(inputs: AttentionInputs, request: Request) -> Tensor:
+    """(B, Hq, Sq, Sk) in q's dtype: -1 where the call drops an entry, 1 elsewhere."""
+    problem = AttentionProblem.of(inputs, request)
+    mask = dropout_mask(problem, inputs.rng_state, (problem.seqlen_q, problem.seqlen_k))
+    return mask.to(inputs.q.dtype) * 2 - 1
 
 
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
@@ -50,13 +63,13 @@ def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     check_out(out, problem, inputs, request)
     if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
         out.copy_(attend(inputs, request)[0])
-    elif _is_unwatched((out, *inputs)):
+    elif is_unwatched((out, *inputs)):
         _run_into(out, problem, inputs, request)
     else:
         _attention_out_op(out, *inputs, *request)
 
 
-def _is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
+def is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether the operator would only pass the call on: 10 us of its 20 arguments are then saved.
 
     False under tracing, dispatch modes, function transforms, profilers and for tensor subclasses.

@@ -47,6 +47,7 @@ def make_inputs(
     page_size: int = 0,
     k_format: str = "dense",
     v_format: str = "dense",
+    dropout_p: float = 0.0,
     strided: bool = False,
     poison: bool = False,
     seed: int = 0,
@@ -56,31 +57,30 @@ def make_inputs(
     Args:
         bias: True, or which of (batch, head, query) are broadcast; bias_dtype is q's by default.
         alibi: True or "head" for slopes (Hq,), "batch_head" for (B, Hq).
-        lengths_q: lengths of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
-        seqused_k: keys in use of each sequence, the first ``leftpad_k`` not; the others are NaN.
-        page_size: put k and v into shuffled pages; formats are of :mod:`.cache_formats`.
-        strided: q, k and v become views, heads outside the sequence, at an offset, amid NaN.
-        poison: q, k and v become views with rows of NaN before and after each batch entry.
+        lengths_q: of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
+        seqused_k: keys in use, the first ``leftpad_k`` not; the others are NaN.
+        page_size: put k, v into shuffled pages, in formats of :mod:`.cache_formats`.
+        strided: q, k and v become views, heads before the sequence, amid NaN, as with ``poison``.
     """
     seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
     shape = _Shape((batch, seqlen_q), (batch, seqlen_k), (batch, heads_q, seqlen_q, seqlen_k))
     if lengths_q is not None:
-        lengths_k = lengths_k or lengths_q
-        shape = _Shape.packed(lengths_q, lengths_k, heads_q, device)
+        shape = _Shape.packed(lengths_q, lengths_k := lengths_k or lengths_q, heads_q, device)
     normal = partial(_normal, torch.Generator().manual_seed(seed), device, dtype)
     q = normal((*shape.rows_q, heads_q, head_dim))
-    k = normal((*shape.rows_k, heads_k or heads_q, head_dim))
-    v = normal((*shape.rows_k, heads_k or heads_q, head_dim_v or head_dim))
-    inputs = AttentionInputs(q, k, v, cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
+    rows_k = *shape.rows_k, heads_k or heads_q
+    k, v = (normal((*rows_k, d)) for d in (head_dim, head_dim_v or head_dim))
     rows = lengths_k or [seqlen_k] * batch
-    lengths = seqused_k or (rows if page_size else None), leftpad_k
-    _poison_unused(k, v, lengths, lengths_k)
-    inputs = _keys(inputs, lengths, (k_format, v_format), rows, page_size)
-    shape = shape.in_pages(page_size)
-    extras = _extras(normal, shape.sizes, (bias, bias_dtype), alibi, sinks)
-    packed = (None, None) if lengths_q is None else shape.sizes[2:]
-    request = Request("make_inputs", *packed, scale, False, window_left, window_right, softcap)
-    return _call(_placed(inputs._replace(**extras), strided, poison), request)
+    used = seqused_k or (rows if page_size else None), leftpad_k
+    inputs = AttentionInputs(q, k, v, cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
+    inputs = _keys(inputs, used, (k_format, v_format), rows, page_size)
+    sizes = shape.in_pages(page_size).sizes
+    extras = _extras(normal, sizes, (bias, bias_dtype), alibi, sinks)
+    extras["rng_state"] = torch.tensor([seed, 2024], device=device) if dropout_p else None
+    inputs = _placed(inputs._replace(**extras), strided, poison)
+    options = scale, False, window_left, window_right, softcap
+    lengths = (None, None) if lengths_q is None else sizes[2:]
+    return _call(inputs, Request("make_inputs", *lengths, *options, dropout_p=dropout_p))
 
 
 def _call(inputs: AttentionInputs, request: Request) -> tuple[AttentionProblem, AttentionInputs]:
@@ -96,6 +96,7 @@ def _keys(
     page_size: int,
 ) -> AttentionInputs:
     """The inputs with the lengths of the sequences, and k and v in the cache asked for."""
+    _poison_unused(inputs.k, inputs.v, lengths, None if inputs.cu_seqlens_k is None else rows)
     used, first = (_ints(x, inputs.q.device) for x in lengths)
     inputs = inputs._replace(seqused_k=used, leftpad_k=first)
     if page_size == 0 and formats == ("dense", "dense"):

@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flashmetal.engines import portable, stock
+from flashmetal.engines import panels, portable, stock
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from ..features import CACHES, DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
 
-SMALL_TILES = portable._Tiling(block_q=16, scores=1, least_keys=24)
+SMALL_TILES = panels.Tiling(block_q=16, scores=1, least_keys=24)
 BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])
 
 
@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "st
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls small enough for a test in one tile, and cut into many."""
     if request.param == "many tiles":
-        monkeypatch.setattr(portable, "_tiling", lambda problem: SMALL_TILES)
+        monkeypatch.setattr(panels, "tiling", lambda problem: SMALL_TILES)
 
 
 @pytest.mark.usefixtures("tiles")

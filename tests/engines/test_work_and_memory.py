@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashmetal.engines import portable, stock
+from flashmetal.engines import panels, portable, stock
 from flashmetal.testing import make_inputs
 
 SHAPE: dict[str, Any] = {"heads_q": 2, "heads_k": 1, "head_dim": 16}
-SMALL_TILES = portable._Tiling(block_q=64, scores=1 << 14, least_keys=32)
+SMALL_TILES = panels.Tiling(block_q=64, scores=1 << 14, least_keys=32)
 
 
 class Counter(TorchDispatchMode):
@@ -35,7 +35,7 @@ class Counter(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portable, "_tiling", lambda problem: SMALL_TILES)
+    monkeypatch.setattr(panels, "tiling", lambda problem: SMALL_TILES)
 
 
 def largest(engine: Any, seqlen: int, **features: Any) -> int:

@@ -156,7 +156,7 @@ def test_no_grad_takes_a_fast_engine() -> None:
 
 def test_the_operator_refuses_what_it_would_detach() -> None:
     q = torch.randn(1, 9, 2, 8, requires_grad=True)
-    options = "test", None, None, None, False, -1, -1, 0.0, "auto", None, False, 0
+    options = "test", None, None, None, False, -1, -1, 0.0, "auto", None, False, 0, 0.0
     with pytest.raises(RuntimeError, match="does not record gradients"):
         torch.ops.flashmetal.attention(
             q, q, q, *[None] * (len(AttentionInputs._fields) - 3), *options

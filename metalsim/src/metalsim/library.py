@@ -12,6 +12,7 @@ from . import cache, machine
 from .arguments import bind
 from .checks import Check, read_check
 from .compiler import CompilationFailed, Compiler, build_kernels, build_runtime, find_compiler
+from .cooperative_layout import CooperativeLayout, read_layout
 from .diagnostics import compile_error
 from .error_buffer import ErrorBuffer
 from .errors import ArgumentError, KernelNotFoundError, check_error
@@ -159,6 +160,7 @@ def compile_shader(
     function_constants: Mapping[str | int, FunctionConstant] | None = None,
     include_dirs: Sequence[str | os.PathLike[str]] = (),
     cache_dir: str | os.PathLike[str] | None = None,
+    cooperative_layout: str | None = None,
 ) -> ShaderLibrary:
     """Compile Metal source for this machine's CPU: the counterpart of `torch.mps.compile_shader`.
 
@@ -173,6 +175,13 @@ def compile_shader(
             is installed.
         cache_dir: where compiled libraries are kept; default METALSIM_CACHE_DIR, else the user's
             cache directory.
+        cooperative_layout: where the lanes of a simdgroup hold the elements of a cooperative
+            tensor, which Metal does not say: "apple10" (M5), "older" (GPUs before it) or
+            "random:SEED", whose lanes have empty slots too; None reads
+            METALSIM_COOPERATIVE_LAYOUT (default: apple10). Seeds decide as well what else GPUs may
+            do differently: under odd ones the layout depends on operand, element type and depth
+            too (`is_compatible_as_left_input` is false), under those with bit 1 set
+            `mode::multiply` adds to a destination in memory.
 
     Returns:
         The library; `library.name` is the kernel called `name`.
@@ -189,6 +198,7 @@ def compile_shader(
         read_check(check),
         dict(function_constants or {}),
         _include_path(include_dirs),
+        read_layout(cooperative_layout),
         cache.cache_directory(cache_dir),
         find_compiler(),
     )
@@ -214,6 +224,7 @@ class _Build(NamedTuple):
     checks: int | None
     function_constants: dict[str | int, FunctionConstant]
     include_dirs: tuple[Path, ...]
+    cooperative_layout: CooperativeLayout
     directory: Path
     compiler: Compiler
 
@@ -224,7 +235,8 @@ class _Build(NamedTuple):
     def library(self) -> ShaderLibrary:
         constants = repr(sorted(self.function_constants.items(), key=str))
         directories = map(str, self.include_dirs)
-        key = self._digest(cache.front_end_digest(), self.source, constants, *directories)
+        tensors = self.cooperative_layout.definitions()
+        key = self._digest(cache.front_end_digest(), self.source, constants, tensors, *directories)
         record_name = f"program-{key}.json"
         record = cache.read_record(self.directory, record_name)
         if record is None or not (self.directory / str(record["file"])).exists():
@@ -246,6 +258,7 @@ class _Build(NamedTuple):
             function_constants=self.function_constants,
             include_dirs=self.include_dirs,
             system_dirs=_torch_headers(),
+            tensor_definitions=self.cooperative_layout.definitions(),
         )
         name = f"kernels-{self._digest(translation.code)}.so"
         runtime = self._runtime()

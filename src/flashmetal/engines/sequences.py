@@ -85,6 +85,7 @@ class Sequence(NamedTuple):
     band: Band
     seqlen_k: int
     cache: CachedKeys | None = None  # where the keys are, if not in k and v as they are
+    entry: int = 0  # the first of the N batch entries
 
     def clear_rows(self, sinks: Tensor | None) -> tuple[int, int]:
         """Write the rows that see no key, and return the others [first, end).
@@ -202,7 +203,7 @@ def _sequence(
     if slopes is not None:
         slopes = slopes[None] if slopes.ndim == 1 else slopes[entries]
     band = Band(seqlen_k - seqlen_q, problem.window_left, problem.window_right)
-    return Sequence(q, k, v, bias, slopes, out, lse, band, seqlen_k, cache)
+    return Sequence(q, k, v, bias, slopes, out, lse, band, seqlen_k, cache, entries.start)
 
 
 def _cached(problem: AttentionProblem) -> bool:

@@ -34,6 +34,7 @@ def refuse(problem: AttentionProblem) -> str | None:
             "torch's fused CPU kernel reads no quantised cache",
         ),
         (problem.leftpad_k, "torch's fused CPU kernel would need a mask for the left padding"),
+        (problem.dropout_p > 0.0, "torch's fused CPU kernel has no dropout"),
         (problem.softcap != 0.0, "torch's fused CPU kernel has no softcap"),
         (problem.alibi is not None, "ALiBi would need a mask of Sq x Sk elements"),
         (problem.bias is not None, "torch's fused CPU kernel gives lse 0 where a bias hides a row"),

@@ -21,7 +21,7 @@ MODES = ("fast", "check")
 FAMILIES = ("clang", "gcc", "zig")
 
 _COMMON = (
-    "-std=c++20",
+    "-std=c++2b",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-exceptions",

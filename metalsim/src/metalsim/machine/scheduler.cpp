@@ -70,11 +70,15 @@ inline void give_way(Threadgroup& group, Fiber* fiber) {
 
 Collective collective_of(uint32_t code) { return static_cast<Collective>(code & 0xFF); }
 
+bool needs_full_simdgroup(Collective collective) {
+  return collective == Collective::matrix_multiply || collective == Collective::tensor_multiply ||
+         collective == Collective::tensor_exchange;
+}
+
 // Metal lets the lanes that are left combine values when others returned, but barriers and matrices
 // need all.
 bool needs_every_lane(uint32_t code) {
-  return collective_of(code) == Collective::barrier ||
-         collective_of(code) == Collective::matrix_multiply;
+  return collective_of(code) == Collective::barrier || needs_full_simdgroup(collective_of(code));
 }
 
 bool is_complete(const Simdgroup& simd) {
@@ -99,14 +103,14 @@ Counter counter_of(Collective collective) {
 
 void complete(Threadgroup& group, Simdgroup& simd) {
   const Collective collective = collective_of(simd.code);
-  if (collective == Collective::matrix_multiply && simd.existing != ~0u) [[unlikely]] {
+  if (needs_full_simdgroup(collective) && simd.existing != ~0u) [[unlikely]] {
     fail(group, "simdgroup",
          "%s at line %u needs a full simdgroup of 32 threads, but simdgroup %u of threadgroup (%u, "
          "%u, %u) has %d",
          simd.name, simd.line, simd.index, group.position[0], group.position[1], group.position[2],
          __builtin_popcount(simd.existing));
   }
-  ++group.counters[counter_of(collective)];
+  if (collective != Collective::tensor_multiply) ++group.counters[counter_of(collective)];
   if (collective == Collective::barrier)
     notify_synchronize(&group.fibers[simd.index * simdgroup_width], Scope::simdgroup,
                        simd.code >> 8 & 15);
@@ -171,6 +175,7 @@ void prepare_simdgroups(Threadgroup& group) {
     simd.present = simd.runnable = simd.existing;
     simd.waiting = simd.at_barrier = simd.active = simd.parity = simd.retired = 0;
     simd.index = index;
+    simd.turn = simd.scope_entries = 0;
     simd.mismatch = false;
   }
   group.runnable_simdgroups = group.simdgroup_count == 32 ? ~0u : (1u << group.simdgroup_count) - 1;
@@ -217,6 +222,7 @@ void run_threadgroup(Threadgroup& group) {
   switch_context(&group.main_context, running_fiber->stack_pointer);
   settle_access();
   running_fiber = nullptr;
+  check_scopes(group);
   notify_end(group);
 }
 

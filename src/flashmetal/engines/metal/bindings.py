@@ -31,6 +31,7 @@ _FEATURES = (
     Binding("seqused_k", "const device int*", "has_seqused_k"),
     Binding("bias", "const device BiasElement*", "has_bias"),
     Binding("alibi_slopes", "const device float*", "has_alibi"),
+    Binding("rng_state", "const device long*", "has_dropout"),
 )
 _FORWARD = (
     *_INPUTS,
@@ -39,9 +40,30 @@ _FORWARD = (
     *_FEATURES,
     Binding("sinks", "const device float*", "has_sinks"),
 )
+_DELTA = (
+    Binding("o", "const device Element*", None),
+    Binding("grad_o", "const device Element*", None),
+    Binding("grad_lse", "const device float*", "has_grad_lse"),
+    Binding("delta", "device float*", None),
+)
+_BACKWARD = (
+    *_INPUTS,
+    Binding("grad_o", "const device Element*", None),
+    Binding("lse", "const device float*", None),
+    Binding("delta", "const device float*", None),
+    *_FEATURES,
+)
 TABLES = {
     "attention_forward": _FORWARD,
     "attention_forward_scalar": _FORWARD,
+    "attention_backward_delta": _DELTA,
+    "attention_backward_q": (*_BACKWARD, Binding("grad_q", "device Element*", None)),
+    "attention_backward_kv": (
+        *_BACKWARD,
+        Binding("grad_k", "device Element*", None),
+        Binding("grad_v", "device Element*", None),
+    ),
+    "attention_backward_bias": (*_BACKWARD, Binding("grad_bias", "device BiasElement*", None)),
 }
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...problem import AttentionInputs, AttentionProblem
-from ...tiles import forward_tile
-from . import bindings
+from ...tiles import tile_of
+from .launch import WIDEST_LOAD, Launch, widest_load
 from .params import Geometry, pack_integers, pack_scalars
 from .runtime import Runtime, runtime_for
-from .variant import MSL_TYPES, KernelVariant
+from .variant import MSL_TYPES, KernelVariant, variant_of
 
 MOST_HEAD_DIM = 256
 _KERNELS = {"tile": "attention_forward", "scalar": "attention_forward_scalar"}
 _SCALAR_GROUP = 64
-_WIDEST_LOAD = 16  # bytes
-_OPERANDS = (*AttentionInputs._fields, "o", "lse")
 
 
 def refuse(problem: AttentionProblem) -> str | None:
@@ -38,8 +34,6 @@ def refuse(problem: AttentionProblem) -> str | None:
         return "the Metal kernels read no pages and no left padding yet"
     if problem.k_format != "dense" or problem.v_format != "dense":
         return "the Metal kernels read no quantised cache yet"
-    if problem.needs_grad:
-        return "the Metal kernels have no backward yet"
     return None
 
 
@@ -67,46 +61,25 @@ def forward(
     geometry = Geometry(
         q.stride(), k.stride(), v.stride(), None if bias is None else bias.stride(), shape[-3]
     )
-    alignment = (q.data_ptr() | k.data_ptr() | v.data_ptr() | o.data_ptr()) % _WIDEST_LOAD
-    launch = _launch(problem, geometry, alignment, kernel, runtime)
-    operands = (*inputs, o, lse)
-    launch.function(
-        *[operands[index] for index in launch.operands],
-        launch.integers,
-        launch.scalars,
-        threads=launch.threads,
-        group_size=launch.group_size,
-    )
+    addresses = (q.data_ptr() | k.data_ptr() | v.data_ptr() | o.data_ptr()) % WIDEST_LOAD
+    _launch(problem, geometry, addresses, kernel, runtime).run((*inputs, o, lse))
     return o, lse
-
-
-class _Launch(NamedTuple):
-    function: Callable[..., None]
-    operands: tuple[int, ...]  # indices into _OPERANDS, in binding order
-    integers: tuple[int, ...]
-    scalars: tuple[float, ...]
-    threads: tuple[int, int, int]
-    group_size: tuple[int, int, int]
 
 
 @lru_cache(maxsize=4096)
 def _launch(
-    problem: AttentionProblem, geometry: Geometry, alignment: int, kernel: str, runtime: Runtime
-) -> _Launch:
-    vector = _vector(problem, geometry, alignment)
+    problem: AttentionProblem, geometry: Geometry, addresses: int, kernel: str, runtime: Runtime
+) -> Launch:
+    size = problem.dtype.itemsize
+    row_bytes = size * (problem.head_dim | problem.head_dim_v)
+    vector = widest_load(row_bytes, size, addresses, geometry)
     variant = forward_variant(problem, vector, kernel, runtime.gpu.family)
     rows, group = _SCALAR_GROUP, _SCALAR_GROUP
     if variant.tile is not None:
         rows, group = variant.tile.owned, variant.tile.threads
-    groups = -(-problem.seqlen_q // rows)
-    return _Launch(
-        runtime.kernel(variant),
-        tuple(_OPERANDS.index(name) for name in bindings.bound(variant)),
-        pack_integers(problem, geometry),
-        pack_scalars(problem),
-        (groups * group, problem.heads_q, problem.batch),
-        (group, 1, 1),
-    )
+    scalars = pack_integers(problem, geometry), pack_scalars(problem)
+    groups = -(-problem.seqlen_q // rows), problem.heads_q, problem.batch
+    return Launch.of(runtime, variant, scalars, groups, group)
 
 
 def forward_variant(
@@ -115,37 +88,9 @@ def forward_variant(
     """The compile-time facts of the kernel that serves ``problem`` on an Apple GPU ``family``."""
     tile = None
     if kernel == "tile":
-        tile = forward_tile(family, problem.dtype.itemsize, problem.head_dim, problem.head_dim_v)
-    return KernelVariant(
-        kernel=_KERNELS[kernel],
-        dtype=problem.dtype,
-        head_dim=problem.head_dim,
-        head_dim_v=problem.head_dim_v,
-        tile=tile,
-        vector=vector if tile is not None else 1,
-        # A window as long as the sequences masks nothing.
-        has_window_left=0 <= problem.window_left < problem.seqlen_k - 1,
-        has_window_right=0 <= problem.window_right < problem.seqlen_q - 1,
-        has_softcap=problem.softcap > 0.0,
-        bias_dtype=problem.bias_dtype,
-        has_alibi=problem.alibi is not None,
-        has_sinks=problem.sinks,
-        is_varlen=problem.layout == "varlen",
-        has_seqused_k=problem.seqused_k,
-    )
-
-
-def _vector(problem: AttentionProblem, geometry: Geometry, alignment: int) -> int:
-    """Elements in the widest device load that every row of q, k, v and o is aligned to.
-
-    ``alignment`` holds the low bits of their addresses, in bytes.
-    """
-    size = problem.dtype.itemsize
-    bits = _WIDEST_LOAD | alignment | size * (problem.head_dim | problem.head_dim_v)
-    for strides in geometry[:3]:
-        for stride in strides[:-1]:
-            bits |= size * stride
-    return (bits & -bits) // size
+        sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
+        tile = tile_of("forward", family, *sizes)
+    return variant_of(problem, _KERNELS[kernel], tile, vector)
 
 
 def _without_keys(inputs: AttentionInputs, o: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@
 // Turns products into probabilities and takes them into the running softmax of each row.
 inline void update(thread Scores& scores, thread OnlineSoftmax* softmax,
                    thread Accumulator<HEAD_DIM_V>& output, const thread Score& score,
-                   const thread Mask& mask, int first_row, int first_key, Lane lane) {
+                   const thread Mask& mask, const thread Dropout& dropout, int first_row,
+                   int first_key, Lane lane) {
   const bool whole =
       mask.keeps_all(first_row, first_row + ROWS - 1, first_key, first_key + STREAMED - 1);
 #pragma clang loop unroll(full)
@@ -25,13 +26,18 @@ inline void update(thread Scores& scores, thread OnlineSoftmax* softmax,
       }
 
     output.scale_rows(i, softmax[i].rescale(row_max(block_max)));
+    uint4 drawn = 0;
 #pragma clang loop unroll(full)
-    for (int j = 0; j < STREAMED_FRAGMENTS; ++j)
+    for (int j = 0; j < STREAMED_FRAGMENTS; ++j) {
+      if (HAS_DROPOUT && j % 4 == 0) drawn = dropout.draw(row, first_key + j * 8 + lane.column);
 #pragma clang loop unroll(full)
       for (int e = 0; e < 2; ++e) {
         const float logit_log2 = scores.fragments[i][j].thread_elements()[e];
-        scores.fragments[i][j].thread_elements()[e] = softmax[i].probability(logit_log2);
+        float p = softmax[i].probability(logit_log2);
+        if (HAS_DROPOUT) p *= dropout.weight(drawn, first_key + j * 8 + lane.column + e);
+        scores.fragments[i][j].thread_elements()[e] = p;
       }
+    }
   }
 }
 
@@ -54,6 +60,7 @@ inline void update(thread Scores& scores, thread OnlineSoftmax* softmax,
   const int first_row = block * OWNED + int(simdgroup) * ROWS;
   const Mask mask = Mask::of(params, sequence);
   const Score score = Score::of(params, scalars, operands, sequence, head);
+  const Dropout dropout = Dropout::of(params, scalars, operands, sequence.batch, head);
   const Lane lane = Lane::of(lane_index);
 
   const device Element* q =
@@ -79,7 +86,7 @@ inline void update(thread Scores& scores, thread OnlineSoftmax* softmax,
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (key < simdgroup_end && key + STREAMED > simdgroup_begin) {
       Scores scores = Scores::multiply(queries, k_tile, lane);
-      update(scores, softmax, output, score, mask, first_row, key, lane);
+      update(scores, softmax, output, score, mask, dropout, first_row, key, lane);
       output.accumulate(scores, v_tile, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);

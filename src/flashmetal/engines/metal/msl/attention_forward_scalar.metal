@@ -10,6 +10,7 @@ kernel void attention_forward_scalar(ATTENTION_BINDINGS,
 
   const Mask mask = Mask::of(params, sequence);
   const Score score = Score::of(params, scalars, operands, sequence, head);
+  const Dropout dropout = Dropout::of(params, scalars, operands, sequence.batch, head);
   const device Element* q = operands.q + long(head) * params.q_stride_head +
                             sequence.q_offset(params.q_stride_batch, params.q_stride_row, row);
   OnlineSoftmax softmax = OnlineSoftmax::start(operands, head, 1);
@@ -24,7 +25,8 @@ kernel void attention_forward_scalar(ATTENTION_BINDINGS,
     for (int d = 0; d < HEAD_DIM; ++d) product = fma(float(q[d]), float(k[d]), product);
     const float logit_log2 = score.logit_log2(product, row, key);
     const float factor = softmax.rescale(logit_log2);
-    const float p = softmax.probability(logit_log2);
+    float p = softmax.probability(logit_log2);
+    if (HAS_DROPOUT) p *= dropout.weight(dropout.draw(row, key), key);
     for (int d = 0; d < HEAD_DIM_V; ++d) o[d] = fma(p, float(v[d]), factor * o[d]);
   }
 

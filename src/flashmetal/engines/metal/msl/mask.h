@@ -1,5 +1,10 @@
-// Which (query row, key) pairs are kept, and therefore which keys a range of rows has to visit.
-// Test and range share the same band, so they cannot disagree. Causal is window_right == 0.
+// A masked logit is a large negative number, not -inf: with fast math on, comparisons with
+// infinities may be optimised away.
+constant constexpr float MASKED_LOG2 = -1.0e38f;
+
+// Which (query row, key) pairs are kept, and therefore which keys a range of rows has to visit, and
+// which rows a range of keys. Test and ranges share one band, so they cannot disagree. Causal is
+// window_right == 0.
 struct Mask {
   int q_length, k_length, diagonal;
   int window_left, window_right;
@@ -23,6 +28,14 @@ struct Mask {
   }
   int key_end(int last_row) const thread {
     return HAS_WINDOW_RIGHT ? clamp(last_row + diagonal + window_right + 1, 0, k_length) : k_length;
+  }
+
+  // Keys first_key .. last_key are seen by no row outside [row_begin, row_end).
+  int row_begin(int first_key) const thread {
+    return HAS_WINDOW_RIGHT ? max(first_key - diagonal - window_right, 0) : 0;
+  }
+  int row_end(int last_key) const thread {
+    return HAS_WINDOW_LEFT ? clamp(last_key - diagonal + window_left + 1, 0, q_length) : q_length;
   }
 
   // True when no pair of these rows with keys first_key .. last_key needs the test.

@@ -32,4 +32,11 @@ struct Score {
     if (HAS_ALIBI) logit -= slope_log2 * float(abs(row + diagonal - key));
     return logit;
   }
+
+  // d logit / d (scale * product): what the softcap's tanh leaves of a gradient.
+  float derivative(float product) const thread {
+    if (!HAS_SOFTCAP) return 1.0f;
+    const float capped = precise::tanh(product * multiplier);
+    return 1.0f - capped * capped;
+  }
 };

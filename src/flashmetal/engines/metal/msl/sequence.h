@@ -4,16 +4,18 @@ struct Sequence {
   int batch;
   int q_begin, q_length;
   int k_begin, k_length;
+  int k_rows;  // of the tensors; seqused_k may use fewer
 
   static Sequence load(constant AttentionParams& params, const thread Operands& operands,
                        int batch) {
-    Sequence sequence = {batch, 0, int(params.seqlen_q), 0, int(params.seqlen_k)};
+    Sequence sequence = {batch, 0, int(params.seqlen_q), 0, int(params.seqlen_k), 0};
     if (IS_VARLEN) {
       sequence.q_begin = operands.cu_seqlens_q[batch];
       sequence.q_length = operands.cu_seqlens_q[batch + 1] - sequence.q_begin;
       sequence.k_begin = operands.cu_seqlens_k[batch];
       sequence.k_length = operands.cu_seqlens_k[batch + 1] - sequence.k_begin;
     }
+    sequence.k_rows = sequence.k_length;
     if (HAS_SEQUSED_K) sequence.k_length = clamp(operands.seqused_k[batch], 0, sequence.k_length);
     return sequence;
   }

@@ -1,7 +1,3 @@
-// A masked logit is a large negative number, not -inf: with fast math on, comparisons with
-// infinities may be optimised away.
-constant constexpr float MASKED_LOG2 = -1.0e38f;
-
 // Running softmax of one query row (Milakov and Gimelshein 2018), in base 2.
 struct OnlineSoftmax {
   float row_max_log2;

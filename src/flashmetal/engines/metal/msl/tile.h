@@ -179,17 +179,21 @@ struct Owned {
 struct Scores {
   AccumulatorFragment fragments[ROW_FRAGMENTS][STREAMED_FRAGMENTS];
 
-  // owned tile^T
-  template <int DIM>
-  static Scores multiply(const thread Owned<DIM>& owned, const threadgroup Element* tile,
-                         Lane lane) {
+  static Scores zero() {
     Scores scores;
 #pragma clang loop unroll(full)
     for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma clang loop unroll(full)
       for (int j = 0; j < STREAMED_FRAGMENTS; ++j)
         scores.fragments[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+    return scores;
+  }
 
+  // owned tile^T
+  template <int DIM>
+  static Scores multiply(const thread Owned<DIM>& owned, const threadgroup Element* tile,
+                         Lane lane) {
+    Scores scores = zero();
 #pragma clang loop unroll(full)
     for (int s = 0; s < Cut<DIM>::STRIPS; ++s) {
       OwnedStrip<DIM> left[ROW_FRAGMENTS];

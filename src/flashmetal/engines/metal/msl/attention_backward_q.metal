@@ -1,0 +1,100 @@
+// The gradient of q: dQ = scale * dS K. A threadgroup owns OWNED queries of one head and streams
+// the key blocks they see, as the forward kernel does; S and dP are made again from q, k, v and
+// grad_o, and never leave registers.
+
+// Turns products S and dP into dS, which takes dP's place.
+inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
+                          const thread RowStatistics* statistics, const thread Score& score,
+                          const thread Mask& mask, const thread Dropout& dropout, int first_row,
+                          int first_key, Lane lane) {
+  const bool whole =
+      mask.keeps_all(first_row, first_row + ROWS - 1, first_key, first_key + STREAMED - 1);
+#pragma clang loop unroll(full)
+  for (int i = 0; i < ROW_FRAGMENTS; ++i) {
+    const int row = first_row + i * 8 + lane.row;
+    uint4 drawn = 0;
+#pragma clang loop unroll(full)
+    for (int j = 0; j < STREAMED_FRAGMENTS; ++j) {
+      if (HAS_DROPOUT && j % 4 == 0) drawn = dropout.draw(row, first_key + j * 8 + lane.column);
+#pragma clang loop unroll(full)
+      for (int e = 0; e < 2; ++e) {
+        const int key = first_key + j * 8 + lane.column + e;
+        const float product = scores.fragments[i][j].thread_elements()[e];
+        const Pair pair = Pair::of(product, grad_scores.fragments[i][j].thread_elements()[e],
+                                   whole || mask.keeps(row, key), statistics[i], score,
+                                   HAS_DROPOUT ? dropout.weight(drawn, key) : 1.0f, row, key);
+        grad_scores.fragments[i][j].thread_elements()[e] =
+            pair.grad_logit * score.derivative(product);
+      }
+    }
+  }
+}
+
+[[kernel, max_total_threads_per_threadgroup(THREADS)]] void attention_backward_q(
+    ATTENTION_BINDINGS, uint3 position [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane_index [[thread_index_in_simdgroup]]) {
+  threadgroup Element k_tile[STREAMED * Cut<HEAD_DIM>::STRIDE];
+  threadgroup Element v_tile[STREAMED * Cut<HEAD_DIM_V>::STRIDE];
+
+  const Operands operands = ATTENTION_OPERANDS;
+  const int head = int(position.y), head_k = head / int(params.heads_per_kv_head);
+  const Sequence sequence = Sequence::load(params, operands, int(position.z));
+  const int blocks = (sequence.q_length + OWNED - 1) / OWNED;
+  if (int(position.x) >= blocks) return;  // a shorter sequence of the batch
+
+  // With a causal band later rows see more keys: starting them first shortens the tail.
+  const int block = HAS_WINDOW_RIGHT ? blocks - 1 - int(position.x) : int(position.x);
+  const int first_row = block * OWNED + int(simdgroup) * ROWS;
+  const int rows_left = sequence.q_length - first_row;
+  const Mask mask = Mask::of(params, sequence);
+  const Score score = Score::of(params, scalars, operands, sequence, head);
+  const Dropout dropout = Dropout::of(params, scalars, operands, sequence.batch, head);
+  const Lane lane = Lane::of(lane_index);
+
+  const device Element* q =
+      operands.q + long(head) * params.q_stride_head +
+      sequence.q_offset(params.q_stride_batch, params.q_stride_row, first_row);
+  const device Element* grad_o =
+      operands.grad_o + long(head) * params.grad_o_stride_head +
+      sequence.q_offset(params.grad_o_stride_batch, params.grad_o_stride_row, first_row);
+  const Owned<HEAD_DIM> queries = Owned<HEAD_DIM>::load(q, params.q_stride_row, rows_left, lane);
+  const Owned<HEAD_DIM_V> grad_outputs =
+      Owned<HEAD_DIM_V>::load(grad_o, params.grad_o_stride_row, rows_left, lane);
+  RowStatistics statistics[ROW_FRAGMENTS];
+  for (int i = 0; i < ROW_FRAGMENTS; ++i)
+    statistics[i] =
+        RowStatistics::load(params, operands, sequence, head, first_row + i * 8 + lane.row);
+  Accumulator<HEAD_DIM> grad_q = Accumulator<HEAD_DIM>::zero();
+
+  const int key_end = mask.key_end(block * OWNED + OWNED - 1);
+  const int simdgroup_begin = mask.key_begin(first_row);
+  const int simdgroup_end = mask.key_end(first_row + ROWS - 1);
+  for (int key = mask.key_begin(block * OWNED) / STREAMED * STREAMED; key < key_end;
+       key += STREAMED) {
+    const device Element* k = operands.k + long(head_k) * params.k_stride_head +
+                              sequence.k_offset(params.k_stride_batch, params.k_stride_row, key);
+    const device Element* v = operands.v + long(head_k) * params.v_stride_head +
+                              sequence.k_offset(params.v_stride_batch, params.v_stride_row, key);
+    stage<HEAD_DIM>(k_tile, k, params.k_stride_row, sequence.k_length - key, thread_index);
+    stage<HEAD_DIM_V>(v_tile, v, params.v_stride_row, sequence.k_length - key, thread_index);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (key < simdgroup_end && key + STREAMED > simdgroup_begin) {
+      Scores scores = Scores::multiply(queries, k_tile, lane);
+      Scores grad_scores = Scores::multiply(grad_outputs, v_tile, lane);
+      differentiate(scores, grad_scores, statistics, score, mask, dropout, first_row, key, lane);
+      grad_q.accumulate(grad_scores, k_tile, lane);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+
+  for (int i = 0; i < ROW_FRAGMENTS; ++i) {
+    const int row = first_row + i * 8 + lane.row;
+    if (row >= sequence.q_length) continue;
+    device Element* grad_row =
+        operands.grad_q + long(head) * HEAD_DIM +
+        sequence.q_offset(params.grad_q_stride_batch, params.heads_q * HEAD_DIM, row);
+    grad_q.store(i, grad_row, scalars.scale, lane);
+  }
+}

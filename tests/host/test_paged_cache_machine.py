@@ -1,0 +1,226 @@
+"""PagedKVCache against a dictionary of tensors: any history, after every step the same keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from torch import Tensor
+
+from flashmetal import CacheFullError, CacheShape, PagedKVCache
+
+SHAPE = CacheShape(layers=2, pages=12, page_size=3, heads=1, head_dim=2, head_dim_v=1)
+STEPS = 50
+PICK = st.integers(0, 1000)
+taken = {"steps": 0, "full": 0}
+
+
+class Kept(NamedTuple):
+    """What a sequence should hold: keys (layers, S, 1, 2), values, and how many are evicted."""
+
+    k: Tensor
+    v: Tensor
+    evicted: int = 0
+
+    def pages(self) -> int:
+        return -(-self.k.shape[1] // SHAPE.page_size)
+
+
+class CacheMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = PagedKVCache(SHAPE)
+        self.model: dict[int, Kept] = {}
+        self.written = 0
+
+    def any_sequence(self, pick: int) -> int:
+        return sorted(self.model)[pick % len(self.model)]
+
+    def new_rows(self, count: int) -> tuple[Tensor, Tensor]:
+        """Rows that are like no others."""
+        self.written += count
+        rows = torch.arange(self.written - count, self.written, dtype=torch.float32)
+        rows = rows[None, :, None, None] + torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)
+        return rows.repeat(1, 1, 1, 2), -rows
+
+    @initialize()
+    def start(self) -> None:
+        self.allocate(0)
+
+    @rule(tokens=st.sampled_from((0, 0, 1, 7, 40)))
+    def allocate(self, tokens: int) -> None:
+        free = SHAPE.pages - self.cache.memory().pages_used
+        if -(-tokens // SHAPE.page_size) > free:
+            self.expect_full(lambda: self.cache.allocate(tokens))
+            return
+        sequence = self.cache.allocate(tokens)
+        assert sequence not in self.model
+        self.model[sequence] = Kept(*self.new_rows(0))
+
+    @precondition(lambda self: self.model)
+    @rule(pick=PICK, count=st.sampled_from((0, 1, 1, 2, 3, 5, 9)))
+    def append(self, pick: int, count: int) -> None:
+        sequence = self.any_sequence(pick)
+        rows, kept = self.new_rows(count), self.model[sequence]
+        try:
+            self.cache.append(sequence, *rows)
+        except CacheFullError:
+            taken["full"] += 1
+            most = -(-count // SHAPE.page_size) + 1
+            assert SHAPE.pages - self.cache.memory().pages_used < most
+            return
+        both = (torch.cat([a, b], 1) for a, b in zip((kept.k, kept.v), rows, strict=True))
+        self.model[sequence] = Kept(*both, kept.evicted)
+
+    @precondition(lambda self: self.model)
+    @rule(pick=PICK, other=PICK, count=st.integers(0, 4), commit=st.booleans())
+    def step(self, pick: int, other: int, count: int, commit: bool) -> None:
+        """Two sequences at once, written as an attention call writes: all layers, then commit."""
+        counts = {self.any_sequence(pick): count, self.any_sequence(other): 1}
+        try:
+            step = self.cache.step(counts)
+        except CacheFullError:
+            taken["full"] += 1
+            return
+        rows = {sequence: self.new_rows(n) for sequence, n in counts.items()}
+        for layer in range(SHAPE.layers):
+            caches = self.cache.layer(layer)
+            for table, length, (k, v) in zip(
+                step.block_table.tolist(), step.lengths, rows.values(), strict=True
+            ):
+                for t in range(k.shape[1]):
+                    page, row = divmod(length + t, SHAPE.page_size)
+                    caches["k_cache"][table[page], row] = k[layer, t]
+                    caches["v_cache"][table[page], row] = v[layer, t]
+        if not commit:
+            return
+        self.cache.commit(step)
+        for sequence, (k, v) in rows.items():
+            kept = self.model[sequence]
+            both = torch.cat([kept.k, k], 1), torch.cat([kept.v, v], 1)
+            self.model[sequence] = Kept(*both, kept.evicted)
+        with pytest.raises(ValueError, match="committed once"):
+            self.cache.commit(step)
+
+    @precondition(lambda self: 0 < len(self.model) < 6)
+    @rule(pick=PICK)
+    def fork(self, pick: int) -> None:
+        sequence = self.any_sequence(pick)
+        self.model[self.cache.fork(sequence)] = self.model[sequence]
+
+    @precondition(lambda self: self.model)
+    @rule(pick=PICK, length=st.integers(0, 30))
+    def truncate(self, pick: int, length: int) -> None:
+        sequence = self.any_sequence(pick)
+        kept = self.model[sequence]
+        if not kept.evicted <= length <= kept.k.shape[1]:
+            with pytest.raises(ValueError, match="PagedKVCache.truncate: length must lie between"):
+                self.cache.truncate(sequence, length)
+            return
+        self.cache.truncate(sequence, length)
+        self.model[sequence] = Kept(kept.k[:, :length], kept.v[:, :length], kept.evicted)
+
+    @precondition(lambda self: self.model)
+    @rule(pick=PICK, keys=st.integers(0, 20))
+    def evict(self, pick: int, keys: int) -> None:
+        sequence = self.any_sequence(pick)
+        kept = self.model[sequence]
+        if keys > kept.k.shape[1]:
+            with pytest.raises(ValueError, match="PagedKVCache.evict: keys must lie between"):
+                self.cache.evict(sequence, keys)
+            return
+        self.cache.evict(sequence, keys)
+        gone = max(kept.evicted, keys - keys % SHAPE.page_size)
+        self.model[sequence] = kept._replace(evicted=gone)
+
+    @precondition(lambda self: self.model)
+    @rule(pick=PICK)
+    def release(self, pick: int) -> None:
+        sequence = self.any_sequence(pick)
+        self.cache.release(sequence)
+        del self.model[sequence]
+        with pytest.raises(ValueError, match="there is no sequence"):
+            self.cache.release(sequence)
+
+    @rule()
+    def defragment(self) -> None:
+        used = self.cache.memory().pages_used
+        self.cache.defragment()
+        assert self.cache.memory().pages_used == used
+        if self.model:
+            table = self.cache.step(dict.fromkeys(self.model, 0)).block_table
+            assert int(table.max()) < max(1, used)
+
+    @rule(more=st.integers(0, 4))
+    def save_and_load(self, more: int) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "cache.safetensors"
+            self.cache.save(path)
+            self.cache = PagedKVCache.load(path, SHAPE.pages + more)
+        self.cache = self.shrunk(self.cache)
+
+    def shrunk(self, cache: PagedKVCache) -> PagedKVCache:
+        """The pool as it was, so that it fills up again."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "cache.safetensors"
+            cache.save(path)
+            return PagedKVCache.load(path, SHAPE.pages)
+
+    def expect_full(self, call: object) -> None:
+        taken["full"] += 1
+        assert callable(call)
+        with pytest.raises(CacheFullError, match="pages are needed and"):
+            call()
+
+    @invariant()
+    def it_holds_what_the_dictionary_holds(self) -> None:
+        taken["steps"] += 1
+        assert set(self.cache.sequences) == set(self.model)
+        memory = self.cache.memory()
+        assert memory.tokens == sum(x.k.shape[1] - x.evicted for x in self.model.values())
+        layer = taken["steps"] % SHAPE.layers
+        for sequence, kept in self.model.items():
+            assert self.cache.length(sequence) == kept.k.shape[1]
+            k, v = self.cache.gather(sequence, layer)
+            assert torch.equal(k, kept.k[layer, kept.evicted :])
+            assert torch.equal(v, kept.v[layer, kept.evicted :])
+
+    @invariant()
+    def no_page_is_lost(self) -> None:
+        """Pages in use are those that sequences hold, and no others."""
+        if self.model:
+            table = self.cache.step(dict.fromkeys(self.model, 0)).block_table
+            pages = {int(page) for page in table.flatten() if page >= 0}
+            assert len(pages) == self.cache.memory().pages_used
+        else:
+            assert self.cache.memory().pages_used == 0
+
+
+def test_any_history_keeps_the_keys_of_every_sequence() -> None:
+    taken.update(steps=0, full=0)
+    run_state_machine_as_test(
+        CacheMachine,
+        settings=settings(
+            max_examples=240,
+            stateful_step_count=STEPS,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert taken["steps"] >= 10_000
+    assert taken["full"] >= 100
