@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
 from .library import Kernel, compile_shader
+from .profile_report import lines_table, totals_table
 from .schedule import schedule
 
 if TYPE_CHECKING:
     from .buffer_files import Buffer
     from .frontend import FunctionConstant
+    from .lines import Location
 
 _ERROR = re.compile(r"(.+?):(\d+):(\d+): error: .*")
 _LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--atol", type=float, default=1e-6, help="for --expect, default %(default)s")
     profile = commands.add_parser("profile", help="launch a kernel and count its work")
     _add_launch(profile)
+    profile.add_argument("--by-line", action="store_true", help="also by line of the source")
     profile.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -136,24 +139,44 @@ def _expectation(word: str, arrays: dict[int, Buffer]) -> tuple[int, Path]:
 
 
 def _profile(options: argparse.Namespace, source: str) -> int:
-    kernel, _ = _launch(options, source, True)
+    kernel, _ = _launch(options, source, False, profile=True)
     counters = {
         **kernel.counters,
         "threadgroup_memory_bytes": kernel.static_thread_group_memory_length,
     }
     if options.json:
-        grid = {"threads": options.threads, "group": options.group}
-        print(json.dumps({"kernel": kernel.name, **grid, "counters": counters}, indent=2))
+        print(json.dumps(_profile_record(options, kernel, counters), indent=2))
         return 0
     print(f"{kernel.name}: one launch")
-    shown = {name: f"{count:,}" for name, count in counters.items() if count}
-    for name, count in shown.items():
-        print(f"  {name.replace('_', ' '):<{max(map(len, shown))}}  {count:>16}")
+    print(totals_table(counters))
+    if options.by_line:
+        print(
+            f"\n{lines_table(kernel.line_counters, lambda at: _source_line(at, options, source))}"
+        )
     return 0
 
 
+def _profile_record(
+    options: argparse.Namespace, kernel: Kernel, counters: dict[str, int]
+) -> dict[str, object]:
+    lines = [
+        {**(location._asdict() if location else {"file": "", "line": 0}), "counters": counts}
+        for location, counts in kernel.line_counters
+    ]
+    grid = {"threads": options.threads, "group": options.group}
+    return {"kernel": kernel.name, **grid, "counters": counters, "lines": lines}
+
+
+def _source_line(location: Location, options: argparse.Namespace, source: str) -> str:
+    if location.file == PROGRAM_SOURCE:
+        return _line(source, location.line)
+    directories = [options.source.parent, *map(Path, options.include)]
+    found = (_line_of_file(folder / location.file, location.line) for folder in directories)
+    return next((text for text in found if text), "")
+
+
 def _launch(
-    options: argparse.Namespace, source: str, check: bool | None
+    options: argparse.Namespace, source: str, check: bool | None, profile: bool = False
 ) -> tuple[Kernel, list[Buffer]]:
     from .buffer_files import read_buffer
 
@@ -161,6 +184,7 @@ def _launch(
     library = compile_shader(
         source,
         check=check,
+        profile=profile,
         function_constants=dict(map(_constant, options.constant)),
         include_dirs=[options.source.parent, *options.include],
     )

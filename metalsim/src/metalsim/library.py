@@ -20,6 +20,7 @@ from .findings import Finding, collected
 from .frontend import FunctionConstant, Translation, translate
 from .grid import read_grid
 from .launch import MAX_BUFFERS, LoadedLibrary, Outcome, Request
+from .profile import PROFILE, LineCounters
 
 
 class _KernelRecord(NamedTuple):
@@ -48,6 +49,8 @@ class Kernel:
         self.counters: dict[str, int] = {}
         """Work done by the latest launch of a checking build: multiplies, bytes, barriers and
         more."""
+        self.line_counters: tuple[LineCounters, ...] = ()
+        """The same by source line, of a library that profiles."""
         self.findings: tuple[Finding, ...] = ()
         """What the checkers found in the latest launch."""
         self._library = library
@@ -101,6 +104,7 @@ class Kernel:
         outcome = self._library.run(self._entry, request)
         self.static_thread_group_memory_length = outcome.threadgroup_bytes
         self.counters = {} if self._checks is None else outcome.counters
+        self.line_counters = outcome.lines
         self.findings = outcome.findings
         _raise_findings(outcome)
         if errors is not None:
@@ -157,6 +161,7 @@ def compile_shader(
     source: str,
     *,
     check: Check = None,
+    profile: bool = False,
     function_constants: Mapping[str | int, FunctionConstant] | None = None,
     include_dirs: Sequence[str | os.PathLike[str]] = (),
     cache_dir: str | os.PathLike[str] | None = None,
@@ -169,6 +174,8 @@ def compile_shader(
         check: True for a slower build with counters and all checks; or the names of those wanted:
             "races", "bounds", "uninitialized", "alignment", "divergence" (which is always found).
             None reads METALSIM_CHECK: 0, 1 or such names with commas (default: off).
+        profile: count by source line too (`Kernel.line_counters`), and the accesses of whole
+            simdgroups: 128-byte lines that they touch, bank conflicts. A checking build, slower.
         function_constants: values by the name or index of `constant T x
             [[function_constant(index)]]`.
         include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`) if torch
@@ -195,7 +202,7 @@ def compile_shader(
         raise TypeError(f"compile_shader: source must be a str, not {type(source).__name__}")
     build = _Build(
         source,
-        read_check(check),
+        _bits(check, profile),
         dict(function_constants or {}),
         _include_path(include_dirs),
         read_layout(cooperative_layout),
@@ -203,6 +210,11 @@ def compile_shader(
         find_compiler(),
     )
     return build.library()
+
+
+def _bits(check: Check, profile: bool) -> int | None:
+    bits = read_check(check)
+    return (bits or 0) | PROFILE if profile else bits
 
 
 def _include_path(include_dirs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:

@@ -197,3 +197,15 @@ def test_without_numpy(source: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'metalsim[cli]'" in done.stderr
+
+
+def test_profile_by_line(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    launch = "profile k.metal --kernel scale --buffers ones:float32:64 zeros:float32:64 64 0.5"
+    assert run(f"{launch} --threads 64 --by-line") == 0
+    rows = capsys.readouterr().out.splitlines()
+    (row,) = [row for row in rows if "y[i] = by * x[i]" in row]
+    assert row.split()[:3] == ["7", "512", "4"]
+    assert run(f"{launch} --threads 64 --json") == 0
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    (line,) = [line for line in lines if line["counters"].get("device_bytes_stored")]
+    assert (line["file"], line["line"]) == ("program_source", 7)

@@ -16,7 +16,7 @@ DIRECTORY = Path(__file__).resolve().parent
 INCLUDE_DIRECTORY = DIRECTORY.parent / "builtins"  # for `#include <metalsim/shim.h>`
 DEBUG_PREFIX = "/metalsim/"
 """Where debug information says that metalsim's own headers lie, wherever they are installed."""
-ABI_VERSION = 2
+ABI_VERSION = 3
 MODES = ("fast", "check")
 FAMILIES = ("clang", "gcc", "zig")
 

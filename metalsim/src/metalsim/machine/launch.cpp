@@ -282,6 +282,16 @@ const char* metalsim_counter_name(uint32_t index) {
       "exponentials",
       "atomics",
       "tensor_multiply_adds",
+      "logarithms",
+      "square_roots",
+      "trigonometric",
+      "device_loads",
+      "device_stores",
+      "device_lines_loaded",
+      "device_lines_stored",
+      "threadgroup_loads",
+      "threadgroup_stores",
+      "bank_conflicts",
   };
   static_assert(sizeof names / sizeof names[0] == counter_count);
   return index < counter_count ? names[index] : nullptr;

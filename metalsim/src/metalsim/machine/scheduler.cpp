@@ -2,7 +2,7 @@
 // or a collective; sets of lanes are bit masks, so that arriving, releasing and choosing are a few
 // instructions.
 #include "context.h"
-#include "listener.h"
+#include "profile.h"
 #include "threadgroup.h"
 
 namespace metalsim {
@@ -110,7 +110,9 @@ void complete(Threadgroup& group, Simdgroup& simd) {
          simd.name, simd.line, simd.index, group.position[0], group.position[1], group.position[2],
          __builtin_popcount(simd.existing));
   }
-  if (collective != Collective::tensor_multiply) ++group.counters[counter_of(collective)];
+  if (collective != Collective::tensor_multiply)
+    count(group, counter_of(collective), 1, simd.caller);
+  close_accesses(group, simd);
   if (collective == Collective::barrier)
     notify_synchronize(&group.fibers[simd.index * simdgroup_width], Scope::simdgroup,
                        simd.code >> 8 & 15);
@@ -137,10 +139,11 @@ bool same_name(const char* a, const char* b) { return a == b || __builtin_strcmp
 // Lets all threads at the barrier go on.
 void release(Threadgroup& group, Fiber* fiber) {
   group.arrived = 0;
-  ++group.counters[threadgroup_barriers];
+  count(group, threadgroup_barriers, 1, group.barrier_caller);
   notify_synchronize(fiber, Scope::threadgroup, group.barrier_flags);
   for (uint32_t index = 0; index < group.simdgroup_count; ++index) {
     Simdgroup& simd = group.simdgroups[index];
+    close_accesses(group, simd);
     simd.runnable = simd.at_barrier;
     simd.at_barrier = 0;
     if (simd.runnable != 0) group.runnable_simdgroups |= 1u << index;
@@ -234,13 +237,17 @@ Fiber* metalsim_current_fiber() { return running_fiber; }
 
 uint32_t metalsim_current_lane() { return running_fiber->lane; }
 
-void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
+namespace {
+
+inline __attribute__((always_inline)) void meet(Fiber* fiber, uint32_t code, const char* name,
+                                                uint32_t line, const void* caller) {
   Simdgroup& simd = *fiber->simdgroup;
   fiber->name = name;
   fiber->line = line;
   if (simd.waiting == 0) {
     simd.code = code;
     simd.name = name;
+    simd.caller = caller;
     simd.line = line;
   } else if (simd.line != line || simd.code != code || !same_name(simd.name, name)) {
     simd.mismatch = true;
@@ -255,8 +262,15 @@ void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line)
   }
 }
 
+}  // namespace
+
+void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
+  meet(fiber, code, name, line, __builtin_return_address(0));
+}
+
 void metalsim_simdgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
-  metalsim_meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", line);
+  meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", line,
+       __builtin_return_address(0));
 }
 
 void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
@@ -266,6 +280,7 @@ void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
   if (group.arrived == 0) {
     group.barrier_line = line;
     group.barrier_flags = flags;
+    group.barrier_caller = __builtin_return_address(0);
   }
   if (group.barrier_line != line) group.barrier_mismatch = true;
   fiber->simdgroup->at_barrier |= 1u << fiber->lane;
@@ -279,5 +294,7 @@ void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
 }
 
 void metalsim_count(uint32_t counter, uint64_t amount) {
-  if (running_fiber != nullptr) running_fiber->threadgroup->counters[counter] += amount;
+  if (running_fiber != nullptr)
+    count(*running_fiber->threadgroup, static_cast<Counter>(counter), amount,
+          __builtin_return_address(0));
 }

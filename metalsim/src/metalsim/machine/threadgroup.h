@@ -32,6 +32,7 @@ struct Threadgroup : ThreadgroupView {
   uint32_t arrived;              // threads at the pending threadgroup barrier
   uint32_t retired;              // of those returned: the ones that were made to
   uint32_t barrier_line;
+  const void* barrier_caller;  // the code that reached it first
   uint32_t barrier_flags;
   bool barrier_mismatch;
   bool randomize;
