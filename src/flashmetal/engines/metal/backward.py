@@ -11,18 +11,18 @@ from ...gradients import Gradients
 from ...problem import AttentionInputs, AttentionProblem
 from ...tiles import tile_of
 from .forward import refuse
-from .launch import WIDEST_LOAD, Launch, widest_load
+from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
 from .params import Geometry, pack_backward_integers, pack_scalars
 from .runtime import Runtime, runtime_for
-from .variant import KernelVariant, variant_of
+from .variant import KernelVariant, Loads, variant_of
 
 _DELTA_SIMDGROUPS = 4
 
 
 def refuse_backward(problem: AttentionProblem) -> str | None:
     """Why the Metal kernels cannot give this call's gradients, in words; None if they can."""
-    if problem.page_size:
-        return "the Metal backward kernels read no pages: a cache records no gradients"
+    if problem.page_size or problem.k_format != "dense" or problem.v_format != "dense":
+        return "the Metal backward kernels read no cache: it records no gradients"
     return refuse(problem)
 
 
@@ -112,13 +112,13 @@ def _launches(
     runtime: Runtime,
 ) -> tuple[Launch, ...]:
     """Delta, which the others need, then a launch for each of q, k (with v) and bias in wanted."""
-    size = problem.dtype.itemsize
-    row_bytes = size * (problem.head_dim | problem.head_dim_v)
-    vector = widest_load(row_bytes, size, addresses, geometry)
+    # Queries, keys and values take each other's part: what one can be loaded by, all are.
+    every = Addresses(addresses, addresses, addresses)
+    loads = Loads(*[min(loads_of(problem, geometry, every))] * 3)
     scalars = pack_backward_integers(problem, geometry), pack_scalars(problem)
     sequences = problem.batch if problem.layout == "dense" else 1
     rows = -(-geometry.rows_q // _DELTA_SIMDGROUPS)
-    delta = variant_of(problem, "attention_backward_delta", None, 1)
+    delta = variant_of(problem, "attention_backward_delta", None, loads)
     delta = delta._replace(has_grad_lse=with_lse)
     launches = [
         Launch.of(
@@ -126,7 +126,7 @@ def _launches(
         )
     ]
     for name in wanted:
-        variant = backward_variant(problem, name, vector, runtime.gpu.family)
+        variant = backward_variant(problem, name, loads, runtime.gpu.family)
         groups = _groups(problem, name, variant)
         assert variant.tile is not None
         launches.append(Launch.of(runtime, variant, scalars, groups, variant.tile.threads))
@@ -134,13 +134,13 @@ def _launches(
 
 
 def backward_variant(
-    problem: AttentionProblem, name: str, vector: int, family: int
+    problem: AttentionProblem, name: str, loads: Loads, family: int
 ) -> KernelVariant:
     """The kernel for the gradient of "q", of "k" and v together, or of "bias"."""
     sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
     tile = tile_of("grad kv" if name == "k" else "grad q", family, *sizes)
     kernel = "attention_backward_" + {"q": "q", "k": "kv", "bias": "bias"}[name]
-    return variant_of(problem, kernel, tile, vector)
+    return variant_of(problem, kernel, tile, loads)
 
 
 def _groups(problem: AttentionProblem, name: str, variant: KernelVariant) -> tuple[int, int, int]:

@@ -73,18 +73,16 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   const int simdgroup_end = mask.key_end(first_row + ROWS - 1);
   for (int key = mask.key_begin(block * OWNED) / STREAMED * STREAMED; key < key_end;
        key += STREAMED) {
-    const device Element* k = operands.k + long(head_k) * params.k_stride_head +
-                              sequence.k_offset(params.k_stride_batch, params.k_stride_row, key);
-    const device Element* v = operands.v + long(head_k) * params.v_stride_head +
-                              sequence.k_offset(params.v_stride_batch, params.v_stride_row, key);
-    stage<HEAD_DIM>(k_tile, k, params.k_stride_row, sequence.k_length - key, thread_index);
-    stage<HEAD_DIM_V>(v_tile, v, params.v_stride_row, sequence.k_length - key, thread_index);
+    stage_keys_and_values(k_tile, v_tile, keys_of(params, operands, head_k),
+                          values_of(params, operands, head_k), sequence, key, thread_index);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (key < simdgroup_end && key + STREAMED > simdgroup_begin) {
-      Scores scores = Scores::multiply(queries, k_tile, lane);
-      Scores grad_scores = Scores::multiply(grad_outputs, v_tile, lane);
+      const StagedBlock<HEAD_DIM> k = {k_tile};
+      const StagedBlock<HEAD_DIM_V> v = {v_tile};
+      Scores scores = Scores::multiply(queries, k, lane);
+      Scores grad_scores = Scores::multiply(grad_outputs, v, lane);
       differentiate(scores, grad_scores, statistics, score, mask, dropout, first_row, key, lane);
-      grad_q.accumulate(grad_scores, k_tile, lane);
+      grad_q.accumulate(grad_scores, k, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
