@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
+from .grid import read_grid
 from .library import Kernel, compile_shader
-from .profile_report import lines_table, totals_table
+from .profile_report import lines_table, prediction_table, totals_table
 from .schedule import schedule
+from .timing import Chip, Prediction, chip, predict, work_of_counters
 
 if TYPE_CHECKING:
     from .buffer_files import Buffer
@@ -80,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="launch a kernel and count its work")
     _add_launch(profile)
     profile.add_argument("--by-line", action="store_true", help="also by line of the source")
+    profile.add_argument(
+        "--chip",
+        metavar="NAME",
+        help="also predict the time on an Apple GPU, such as M1 or M4-Max: to rank variants, "
+        "see docs/time_model.md for its errors",
+    )
     profile.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -139,16 +147,20 @@ def _expectation(word: str, arrays: dict[int, Buffer]) -> tuple[int, Path]:
 
 
 def _profile(options: argparse.Namespace, source: str) -> int:
-    kernel, _ = _launch(options, source, False, profile=True)
+    wanted = chip(options.chip) if options.chip else None
+    kernel, buffers = _launch(options, source, False, profile=True)
     counters = {
         **kernel.counters,
         "threadgroup_memory_bytes": kernel.static_thread_group_memory_length,
     }
+    prediction = _prediction(options, kernel, buffers, wanted) if wanted else None
     if options.json:
-        print(json.dumps(_profile_record(options, kernel, counters), indent=2))
+        print(json.dumps(_profile_record(options, kernel, counters, prediction), indent=2))
         return 0
     print(f"{kernel.name}: one launch")
     print(totals_table(counters))
+    if wanted is not None and prediction is not None:
+        print(f"\n{prediction_table(prediction, wanted.name)}")
     if options.by_line:
         print(
             f"\n{lines_table(kernel.line_counters, lambda at: _source_line(at, options, source))}"
@@ -157,14 +169,35 @@ def _profile(options: argparse.Namespace, source: str) -> int:
 
 
 def _profile_record(
-    options: argparse.Namespace, kernel: Kernel, counters: dict[str, int]
+    options: argparse.Namespace,
+    kernel: Kernel,
+    counters: dict[str, int],
+    prediction: Prediction | None,
 ) -> dict[str, object]:
     lines = [
         {**(location._asdict() if location else {"file": "", "line": 0}), "counters": counts}
         for location, counts in kernel.line_counters
     ]
     grid = {"threads": options.threads, "group": options.group}
-    return {"kernel": kernel.name, **grid, "counters": counters, "lines": lines}
+    predicted = {"predicted": prediction._asdict()} if prediction else {}
+    named = {"kernel": kernel.name, **grid}
+    return {**named, "counters": counters, "lines": lines, **predicted}
+
+
+def _prediction(
+    options: argparse.Namespace, kernel: Kernel, buffers: list[Buffer], wanted: Chip
+) -> Prediction:
+    values = [buffer.value for buffer in buffers]
+    limit = kernel.max_threads_per_threadgroup
+    grid = read_grid(kernel.name, values, options.threads, options.group, limit)
+    work = work_of_counters(
+        kernel.counters,
+        grid.threads,
+        grid.group,
+        threadgroup_bytes=kernel.static_thread_group_memory_length,
+        dram_bytes=sum(value.nbytes for value in values if hasattr(value, "nbytes")),
+    )
+    return predict(work, wanted)
 
 
 def _source_line(location: Location, options: argparse.Namespace, source: str) -> str:

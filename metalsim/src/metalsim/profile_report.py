@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .lines import Location
 from .profile import LineCounters
+from .timing import Prediction
 
 
 class _Column(NamedTuple):
@@ -63,6 +64,15 @@ def lines_table(
         cells = [cell.rjust(size) for cell, size in zip(row, widths, strict=True)]
         printed.append(f"{' '.join(cells)}  {text}"[:width].rstrip())
     return "\n".join(printed)
+
+
+def prediction_table(prediction: Prediction, chip: str) -> str:
+    """The predicted time, and what each limit alone would take."""
+    rows = sorted(prediction.limits.items(), key=lambda item: -item[1])
+    said = f"{prediction.seconds * 1e6:,.1f} us, limit: {prediction.limit}"
+    text = [f"predicted on {chip}: {said} (to rank variants; plain arithmetic is not counted)"]
+    text += [f"  {name:<8}{seconds * 1e6:>12,.2f} us" for name, seconds in rows if seconds]
+    return "\n".join(text)
 
 
 def short(count: int) -> str:

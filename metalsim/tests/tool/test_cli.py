@@ -199,6 +199,22 @@ def test_without_numpy(source: str) -> None:
     assert "pip install 'metalsim[cli]'" in done.stderr
 
 
+def test_profile_predicts_for_a_chip(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    launch = "profile k.metal --kernel scale --buffers ones:float32:64 zeros:float32:64 64 0.5"
+    assert run(f"{launch} --threads 64 --group 32 --chip m4-max") == 0
+    table = capsys.readouterr().out
+    assert "predicted on M4-Max: 5." in table
+    assert "limit: launch" in table
+    assert run(f"{launch} --threads 64 --chip M1 --json") == 0
+    predicted = json.loads(capsys.readouterr().out)["predicted"]
+    assert predicted["limits"]["DRAM"] == pytest.approx(512 / 68e9)
+
+
+def test_profile_for_an_unknown_chip(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile k.metal --kernel scale --chip M0") == 2
+    assert "no chip is named 'M0'; known are M1, " in capsys.readouterr().err
+
+
 def test_profile_by_line(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     launch = "profile k.metal --kernel scale --buffers ones:float32:64 zeros:float32:64 64 0.5"
     assert run(f"{launch} --threads 64 --by-line") == 0

@@ -6,8 +6,8 @@
 // every other. What a lane executes between collectives does not depend on the others (unless they
 // race), so the counts are the same in every schedule.
 //
-// Compilers split vectors: accesses of one lane that follow one another, by different instructions,
-// and make up an aligned piece of at most 16 bytes are one access.
+// Compilers split vectors: accesses of one lane that come soon after one another, by different
+// instructions, and make up an aligned piece of at most 16 bytes are one access.
 #include "profile.h"
 
 #if defined(METALSIM_CHECK)
@@ -36,12 +36,18 @@ struct Group {
   uint64_t first[simdgroup_width];  // bytes from where the buffer or variable begins
 };
 
-// What a lane loaded, or stored, last: the part of a vector that it may go on with.
-struct Latest {
+// A late access of a lane, which may be a part of a vector that the next ones complete.
+struct Part {
   uint64_t epoch;
   const unsigned char* begin;
   uint32_t group;
   uint32_t site;
+};
+constexpr uint32_t remembered_parts = 8;
+
+struct Latest {
+  Part parts[remembered_parts];
+  uint32_t next;
 };
 
 // The accesses of a simdgroup since its last collective: `slots` finds them by instruction and
@@ -194,20 +200,32 @@ Counter bytes_counter(Space space, bool store) {
   return store ? device_bytes_stored : device_bytes_loaded;
 }
 
-// Whether the access goes on with the vector that the lane's latest one began; it is then part of
-// that.
+// Whether a part and the access make up an aligned vector; the access is then counted with the
+// part.
+bool completes(const Access& access, Group& group, Part& part, uint32_t lane) {
+  uint32_t& bytes = group.bytes[lane];
+  const uint32_t whole = bytes + access.bytes;
+  if (whole > vector_bytes) return false;
+  const bool follows = access.address == part.begin + bytes;
+  if (!follows && access.address + access.bytes != part.begin) return false;
+  const unsigned char* begin = follows ? part.begin : access.address;
+  const uint64_t alignment = whole <= 2 ? 2 : whole <= 4 ? 4 : whole <= 8 ? 8 : vector_bytes;
+  if (reinterpret_cast<uint64_t>(begin) % alignment != 0) return false;
+  group.first[lane] -= static_cast<uint64_t>(part.begin - begin);
+  part.begin = begin;
+  bytes = whole;
+  return true;
+}
+
 bool joins(const Fiber& fiber, const Access& access, Pending& pending, uint32_t number) {
   Latest& latest = pending.latest[fiber.lane][number & 1];
-  if (latest.epoch != pending.epoch || latest.site == number) return false;
-  uint32_t& bytes = pending.groups[latest.group].bytes[fiber.lane];
-  const uint32_t whole = bytes + access.bytes;
-  const uint64_t alignment = whole <= 2 ? 2 : whole <= 4 ? 4 : whole <= 8 ? 8 : vector_bytes;
-  if (access.address != latest.begin + bytes || whole > vector_bytes ||
-      reinterpret_cast<uint64_t>(latest.begin) % alignment != 0)
-    return false;
-  bytes = whole;
-  latest.site = number;
-  return true;
+  for (Part& part : latest.parts) {
+    if (part.epoch != pending.epoch || part.site == number) continue;
+    if (!completes(access, pending.groups[part.group], part, fiber.lane)) continue;
+    part.site = number;
+    return true;
+  }
+  return false;
 }
 
 void remember(Fiber& fiber, const Access& access, const Region& region, Site& site) {
@@ -230,8 +248,9 @@ void remember(Fiber& fiber, const Access& access, const Region& region, Site& si
   }
   group.lanes |= 1u << fiber.lane;
   group.bytes[fiber.lane] = access.bytes;
-  pending.latest[fiber.lane][store] = {pending.epoch, access.address,
-                                       static_cast<uint32_t>(&group - pending.groups), number};
+  Latest& latest = pending.latest[fiber.lane][store];
+  latest.parts[latest.next++ % remembered_parts] = {
+      pending.epoch, access.address, static_cast<uint32_t>(&group - pending.groups), number};
   group.first[fiber.lane] = static_cast<uint64_t>(access.address - region.base);
 }
 
