@@ -31,7 +31,11 @@ _INPUTS = len(AttentionInputs._fields)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
 _ENGINES = {"portable": portable, "stock": stock}
-_BACKWARDS = {"portable": portable.backward, "stock": stock.backward}
+_BACKWARDS = {
+    "metal": metal.backward,
+    "portable": portable.backward,
+    "stock": stock.backward,
+}
 
 
 def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def _plan(problem: AttentionProblem, impl: str, kernel: str | None, gpu: Gpu | N
                 reason = portable.refuse_backward(problem)
                 assert reason is not None
                 return Plan(backward, None, reason, tuple(refusals), backward)
-            kernel = "tile" if engine == "metal" else None
+            kernel = metal.kernel_for(problem) if engine == "metal" else None
             return Plan(engine, kernel, why, tuple(refusals), backward)
         refusals.append((engine, reason))
     return Plan("reference", None, "no faster engine takes this problem", tuple(refusals))
@@ -66,9 +66,11 @@ def _explicit(problem: AttentionProblem, impl: str, kernel: str | None) -> Plan:
     reason = None if impl == "reference" else _REFUSE[impl](problem)
     if reason is None and problem.needs_grad and impl != "reference":
         reason = _REFUSE_BACKWARD[impl](problem)
+    if reason is None and impl == "metal" and kernel is not None:
+        reason = metal.refuse_kernel(problem, kernel)
     if reason is not None:
         raise NotImplementedError(f"flashmetal: impl={impl!r} cannot serve this call: {reason}")
-    chosen = (kernel or "tile") if impl == "metal" else None
+    chosen = (kernel or metal.kernel_for(problem)) if impl == "metal" else None
     return Plan(impl, chosen, "asked for by impl", (), impl if problem.needs_grad else None)
 
 

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import flashmetal
+from flashmetal.engines.metal import metal_runtime
 from flashmetal.testing import error_budget
+
+from ..kernels.simulated import runtime
 
 STEPS = 10
 STARTS = torch.tensor([0, 13, 13, 40], dtype=torch.int32)
@@ -23,6 +26,7 @@ ENGINES: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]] = {
     "auto": ("auto", nullcontext),
     "portable": ("portable", nullcontext),
     "stock": ("stock", nullcontext),
+    "metal, simulated": ("metal", lambda: metal_runtime(runtime())),
 }
 
 

@@ -72,7 +72,11 @@ TABLES = {
         Binding("partial_lse", "const device float*", None),
     ),
     "attention_backward_delta": _DELTA,
-    "attention_backward_q": (*_BACKWARD, Binding("grad_q", "device Element*", None)),
+    "attention_backward_q": (
+        *_BACKWARD,
+        Binding("grad_q", "device Element*", None),
+        Binding("distances", "device float*", "has_slope_gradient"),
+    ),
     "attention_backward_kv": (
         *_BACKWARD,
         Binding("grad_k", "device Element*", None),

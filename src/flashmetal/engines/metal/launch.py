@@ -20,7 +20,7 @@ OPERANDS = (
     *AttentionInputs._fields,
     *("o", "lse"),
     *("partial_o", "partial_lse"),
-    *("grad_o", "grad_lse", "delta", "grad_q", "grad_k", "grad_v", "grad_bias"),
+    *("grad_o", "grad_lse", "delta", "grad_q", "grad_k", "grad_v", "grad_bias", "distances"),
 )
 
 

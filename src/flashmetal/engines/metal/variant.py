@@ -60,6 +60,7 @@ class KernelVariant(NamedTuple):
     has_seqused_k: bool
     has_dropout: bool = False
     has_grad_lse: bool = False
+    has_slope_gradient: bool = False
     page_size: int = 0
     has_leftpad_k: bool = False
     k_format: str = "dense"
@@ -154,6 +155,7 @@ def _prelude(variant: KernelVariant) -> str:
         "HAS_SEQUSED_K": variant.has_seqused_k,
         "HAS_DROPOUT": variant.has_dropout,
         "HAS_GRAD_LSE": variant.has_grad_lse,
+        "HAS_SLOPE_GRADIENT": variant.has_slope_gradient,
         "HAS_PAGES": variant.has_pages,
         "HAS_LEFTPAD_K": variant.has_leftpad_k,
         "PACKS_HEADS": variant.packs_heads,
