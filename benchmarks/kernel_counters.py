@@ -58,7 +58,7 @@ CASES = (
     Case("window 128", {**_DENSE, "seqlen_q": 2048, "window_left": 128, "window_right": 0}),
     Case("scalar", {**_DENSE, "seqlen_q": 64}, kernel="scalar"),
     Case("backward", _DENSE, backward=True),
-    Case("backward causal D=128", {**_DENSE, "head_dim": 128, "window_right": 0}, backward=True),
+    Case("backward D=128", {**_DENSE, "head_dim": 128, "window_right": 0}, backward=True),
     Case("backward bias", {**_DENSE, "seqlen_q": 64, "bias": True}, backward=True),
     Case("decode", _DECODE, kernel="decode"),
     Case("decode pages", {**_DECODE, "page_size": 64}, kernel="decode"),
@@ -141,7 +141,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         for launch in row["launches"]:
             table.add_row(
                 f"{row['case']} {row['gpu']}",
-                launch["kernel"].removeprefix("attention_").removeprefix("backward_"),
+                launch["kernel"].rpartition("_")[2],
                 *_cells(launch["counters"]),
             )
     Console().print(table)
