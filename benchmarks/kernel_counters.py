@@ -41,7 +41,7 @@ class Case(NamedTuple):
 _DENSE = {"seqlen_q": 256, "heads_q": 2, "head_dim": 64, "dtype": torch.float16}
 _DECODE = {
     "seqlen_q": 1,
-    "seqlen_k": 1024,
+    "seqlen_k": 4096,
     "heads_q": 8,
     "heads_k": 2,
     "head_dim": 128,
