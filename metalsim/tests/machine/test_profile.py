@@ -56,6 +56,16 @@ kernel void uneven(device const float* in, device float* out,
     out[i * 64 + t] = sum;
 }
 
+kernel void growing(device const float* in, device float* out, constant uint& rounds,
+                    uint t [[thread_position_in_grid]]) {
+  float sum = 0;
+  for (uint i = 0; i < rounds; ++i) {
+    if (t < 8 * (i + 1)) sum += in[i * 32 + t];
+    sum = simd_sum(sum);
+  }
+  out[t] = sum;
+}
+
 kernel void work(device float* x, device atomic_uint* n, uint t [[thread_position_in_grid]]) {
   float v = exp(x[t]);
   v += log2(v) * rsqrt(v);
@@ -128,6 +138,14 @@ def test_loops_of_unequal_length_are_aligned_by_occurrence(library: metalsim.Sha
     assert loads["device_bytes_loaded"] == 4 * 8 * (0 + 1 + 2 + 3)
     assert (loads["device_loads"], loads["device_lines_loaded"]) == (3, 3)
     assert kernel.counters["device_stores"] == 2
+
+
+def test_occurrences_begin_again_at_a_collective(library: metalsim.ShaderLibrary):
+    """Lanes that joined later have executed the load less often, and still load together."""
+    kernel = library.growing
+    kernel(torch.randn(128), torch.zeros(32), 4, threads=32, group_size=32, arg_casts="int32")
+    assert kernel.counters["device_bytes_loaded"] == 4 * (8 + 16 + 24 + 32)
+    assert kernel.counters["device_loads"] == 4
 
 
 def test_functions_and_collectives_by_line(library: metalsim.ShaderLibrary):
