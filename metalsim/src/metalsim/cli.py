@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
+from .grid import read_grid
 from .library import Kernel, compile_shader
+from .profile_report import lines_table, prediction_table, totals_table
 from .schedule import schedule
+from .timing import Chip, Prediction, chip, predict, work_of_counters
 
 if TYPE_CHECKING:
     from .buffer_files import Buffer
     from .frontend import FunctionConstant
+    from .lines import Location
 
 _ERROR = re.compile(r"(.+?):(\d+):(\d+): error: .*")
 _LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
@@ -77,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--atol", type=float, default=1e-6, help="for --expect, default %(default)s")
     profile = commands.add_parser("profile", help="launch a kernel and count its work")
     _add_launch(profile)
+    profile.add_argument("--by-line", action="store_true", help="also by line of the source")
+    profile.add_argument(
+        "--chip",
+        metavar="NAME",
+        help="also predict the time on an Apple GPU, such as M1 or M4-Max: to rank variants, "
+        "see docs/time_model.md for its errors",
+    )
     profile.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -136,24 +147,69 @@ def _expectation(word: str, arrays: dict[int, Buffer]) -> tuple[int, Path]:
 
 
 def _profile(options: argparse.Namespace, source: str) -> int:
-    kernel, _ = _launch(options, source, True)
+    wanted = chip(options.chip) if options.chip else None
+    kernel, buffers = _launch(options, source, False, profile=True)
     counters = {
         **kernel.counters,
         "threadgroup_memory_bytes": kernel.static_thread_group_memory_length,
     }
+    prediction = _prediction(options, kernel, buffers, wanted) if wanted else None
     if options.json:
-        grid = {"threads": options.threads, "group": options.group}
-        print(json.dumps({"kernel": kernel.name, **grid, "counters": counters}, indent=2))
+        print(json.dumps(_profile_record(options, kernel, counters, prediction), indent=2))
         return 0
     print(f"{kernel.name}: one launch")
-    shown = {name: f"{count:,}" for name, count in counters.items() if count}
-    for name, count in shown.items():
-        print(f"  {name.replace('_', ' '):<{max(map(len, shown))}}  {count:>16}")
+    print(totals_table(counters))
+    if wanted is not None and prediction is not None:
+        print(f"\n{prediction_table(prediction, wanted.name)}")
+    if options.by_line:
+        print(
+            f"\n{lines_table(kernel.line_counters, lambda at: _source_line(at, options, source))}"
+        )
     return 0
 
 
+def _profile_record(
+    options: argparse.Namespace,
+    kernel: Kernel,
+    counters: dict[str, int],
+    prediction: Prediction | None,
+) -> dict[str, object]:
+    lines = [
+        {**(location._asdict() if location else {"file": "", "line": 0}), "counters": counts}
+        for location, counts in kernel.line_counters
+    ]
+    grid = {"threads": options.threads, "group": options.group}
+    predicted = {"predicted": prediction._asdict()} if prediction else {}
+    named = {"kernel": kernel.name, **grid}
+    return {**named, "counters": counters, "lines": lines, **predicted}
+
+
+def _prediction(
+    options: argparse.Namespace, kernel: Kernel, buffers: list[Buffer], wanted: Chip
+) -> Prediction:
+    values = [buffer.value for buffer in buffers]
+    limit = kernel.max_threads_per_threadgroup
+    grid = read_grid(kernel.name, values, options.threads, options.group, limit)
+    work = work_of_counters(
+        kernel.counters,
+        grid.threads,
+        grid.group,
+        threadgroup_bytes=kernel.static_thread_group_memory_length,
+        dram_bytes=sum(value.nbytes for value in values if hasattr(value, "nbytes")),
+    )
+    return predict(work, wanted)
+
+
+def _source_line(location: Location, options: argparse.Namespace, source: str) -> str:
+    if location.file == PROGRAM_SOURCE:
+        return _line(source, location.line)
+    directories = [options.source.parent, *map(Path, options.include)]
+    found = (_line_of_file(folder / location.file, location.line) for folder in directories)
+    return next((text for text in found if text), "")
+
+
 def _launch(
-    options: argparse.Namespace, source: str, check: bool | None
+    options: argparse.Namespace, source: str, check: bool | None, profile: bool = False
 ) -> tuple[Kernel, list[Buffer]]:
     from .buffer_files import read_buffer
 
@@ -161,6 +217,7 @@ def _launch(
     library = compile_shader(
         source,
         check=check,
+        profile=profile,
         function_constants=dict(map(_constant, options.constant)),
         include_dirs=[options.source.parent, *options.include],
     )

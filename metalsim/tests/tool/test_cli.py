@@ -140,7 +140,7 @@ def test_findings_show_kernel_and_line(source: str, capsys: pytest.CaptureFixtur
     assert error.startswith("k.metal: kernel diverging: divergence error: ")
     assert "     14 |     threadgroup_barrier(mem_flags::mem_threadgroup);" in error
     assert run("run k.metal --kernel too_far --buffers ones:float32:32 --check") == 1
-    assert "kernel too_far: bounds error: store of 4 bytes" in capsys.readouterr().err
+    assert "kernel too_far: bounds error: too_far:k.metal:" in capsys.readouterr().err
 
 
 def test_lines_of_other_files_are_not_quoted(
@@ -197,3 +197,31 @@ def test_without_numpy(source: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'metalsim[cli]'" in done.stderr
+
+
+def test_profile_predicts_for_a_chip(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    launch = "profile k.metal --kernel scale --buffers ones:float32:64 zeros:float32:64 64 0.5"
+    assert run(f"{launch} --threads 64 --group 32 --chip m4-max") == 0
+    table = capsys.readouterr().out
+    assert "predicted on M4-Max: 5." in table
+    assert "limit: launch" in table
+    assert run(f"{launch} --threads 64 --chip M1 --json") == 0
+    predicted = json.loads(capsys.readouterr().out)["predicted"]
+    assert predicted["limits"]["DRAM"] == pytest.approx(512 / 68e9)
+
+
+def test_profile_for_an_unknown_chip(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile k.metal --kernel scale --chip M0") == 2
+    assert "no chip is named 'M0'; known are M1, " in capsys.readouterr().err
+
+
+def test_profile_by_line(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    launch = "profile k.metal --kernel scale --buffers ones:float32:64 zeros:float32:64 64 0.5"
+    assert run(f"{launch} --threads 64 --by-line") == 0
+    rows = capsys.readouterr().out.splitlines()
+    (row,) = [row for row in rows if "y[i] = by * x[i]" in row]
+    assert row.split()[:3] == ["7", "512", "4"]
+    assert run(f"{launch} --threads 64 --json") == 0
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    (line,) = [line for line in lines if line["counters"].get("device_bytes_stored")]
+    assert (line["file"], line["line"]) == ("program_source", 7)

@@ -83,9 +83,11 @@ struct alignas(64) Simdgroup {
   uint32_t waiting;     // at the pending collective
   uint32_t at_barrier;  // at a threadgroup barrier
   uint32_t active;      // took part in the last collective
+  uint32_t retired;     // no longer present, and nobody waits for them
   uint32_t parity;
   uint32_t code;  // the pending collective: what its first lane asked for
   const char* name;
+  const void* caller;  // the code that asked
   uint32_t line;
   uint32_t index;
   uint32_t turn;           // which of its two workspaces the next tensor operation uses
@@ -123,6 +125,16 @@ enum Counter : uint32_t {
   exponentials,
   atomics,
   tensor_multiply_adds,
+  logarithms,
+  square_roots,
+  trigonometric,
+  device_loads,  // from here on in launches that profile alone: accesses of a simdgroup
+  device_stores,
+  device_lines_loaded,
+  device_lines_stored,
+  threadgroup_loads,
+  threadgroup_stores,
+  bank_conflicts,
   counter_count,
 };
 

@@ -82,13 +82,16 @@ METALSIM_INLINE constexpr void append(T* elements, int& next, const V& values) {
 
 }  // namespace metalsim
 
-// The members that all lengths share. A conversion to another element type must be written out, as
-// in Metal.
+// The members that all lengths share. A copy is one access to memory, as on a GPU. A conversion to
+// another element type must be written out, as in Metal.
 #define METALSIM_VECTOR_MEMBERS(N)                                                                \
   vec() = default;                                                                                \
   METALSIM_INLINE constexpr vec(const vec&) = default;                                            \
   METALSIM_INLINE constexpr vec& operator=(const vec& other) {                                    \
-    for (int index = 0; index < N; ++index) elements[index] = other.elements[index];              \
+    if (!__builtin_is_constant_evaluated())                                                       \
+      __builtin_memcpy(elements, other.elements, N * sizeof(T));                                  \
+    else                                                                                          \
+      for (int index = 0; index < N; ++index) elements[index] = other.elements[index];            \
     return *this;                                                                                 \
   }                                                                                               \
   template <metalsim::scalar S>                                                                   \
