@@ -6,6 +6,7 @@ from __future__ import annotations
 from .errors import (
     ArgumentError,
     BoundsError,
+    CheckError,
     CompilerNotFoundError,
     DivergenceError,
     KernelNotFoundError,
@@ -13,14 +14,18 @@ from .errors import (
     SimulationError,
     ThreadgroupMemoryError,
 )
+from .findings import Access, Finding, collect_findings
 from .library import Kernel, ShaderLibrary, compile_shader
 from .schedule import Schedule, schedule
 
 __all__ = [
+    "Access",
     "ArgumentError",
     "BoundsError",
+    "CheckError",
     "CompilerNotFoundError",
     "DivergenceError",
+    "Finding",
     "Kernel",
     "KernelNotFoundError",
     "KernelReportedError",
@@ -28,6 +33,7 @@ __all__ = [
     "ShaderLibrary",
     "SimulationError",
     "ThreadgroupMemoryError",
+    "collect_findings",
     "compile_shader",
     "schedule",
 ]

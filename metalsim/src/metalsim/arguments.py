@@ -209,7 +209,7 @@ def _sequence(where: str, values: Sequence[object], conversion: str) -> Buffer:
                 )
             buffers.append(memory)
         addresses = array.array("Q", [buffer.address for buffer in buffers])
-        return _owned(addresses.tobytes(), buffers)
+        return _owned(addresses.tobytes(), None)._replace(items=buffers)
     is_float = isinstance(first, float)
     numbers = list[Number]()
     for value in values:

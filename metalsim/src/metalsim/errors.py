@@ -3,6 +3,10 @@ they run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from .findings import Finding
+
 PROGRAM_SOURCE = "program_source"
 """The name that Metal gives to a source string in its errors."""
 
@@ -14,13 +18,26 @@ class SimulationError(RuntimeError):
         super().__init__(message)
         self.kind = kind
 
+    def add_findings(self, findings: Sequence[Finding]) -> None:
+        """Say what the checkers found before this ended the launch."""
+        self.args = (f"{self}\nfound before that:\n{list_findings(findings)}",)
+
 
 class DivergenceError(SimulationError):
     """A barrier or a simdgroup collective was not reached by every thread that takes part in it."""
 
 
-class BoundsError(SimulationError):
-    """A load or store outside its buffer or threadgroup array (found in checking builds)."""
+class CheckError(SimulationError):
+    """A launch of a checking build ran to its end, with findings."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        kinds = {finding.kind for finding in findings}
+        super().__init__(list_findings(findings), kinds.pop() if len(kinds) == 1 else "check")
+        self.findings = tuple(findings)
+
+
+class BoundsError(CheckError):
+    """Accesses outside their buffers or variables, and no other findings."""
 
 
 class ThreadgroupMemoryError(SimulationError):
@@ -47,10 +64,26 @@ class CompilerNotFoundError(RuntimeError):
 
 _BY_KIND: dict[str, type[SimulationError]] = {
     "divergence": DivergenceError,
-    "bounds": BoundsError,
     "threadgroup_memory": ThreadgroupMemoryError,
     "kernel": KernelReportedError,
 }
+
+
+_LISTED = 10
+
+
+def list_findings(findings: Sequence[Finding]) -> str:
+    """One finding a line, the first few of them."""
+    lines = [str(finding) for finding in findings[:_LISTED]]
+    if len(findings) > _LISTED:
+        lines.append(f"and {len(findings) - _LISTED} more findings")
+    return "\n".join(lines)
+
+
+def check_error(findings: Sequence[Finding]) -> CheckError:
+    """The exception for a launch with these findings."""
+    is_bounds = all(finding.kind == "bounds" for finding in findings)
+    return (BoundsError if is_bounds else CheckError)(findings)
 
 
 def simulation_error(kind: str, message: str) -> SimulationError:

@@ -3,31 +3,88 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from . import machine
 from .errors import SimulationError, simulation_error
+from .findings import Access, Finding, Position, merge
+from .lines import LineTable
 from .schedule import current_schedule
 
 MAX_BUFFERS = 31
 _COUNTERS = 64
+_FINDINGS = 1024
+_KINDS = {1: "race", 2: "bounds", 4: "uninitialized", 8: "alignment"}
+_SPACES = ("device", "constant", "threadgroup", "thread", "")
+_ACTIONS = ("read", "write", "atomic")
+_NO_ITEM = 0xFFFFFFFF
 
 
 class Buffer(NamedTuple):
-    """Memory for one buffer slot; `owner` keeps it alive during the launch."""
+    """Memory for one buffer slot; `owner` keeps it alive during the launch. `items` is what the
+    addresses in it lead to."""
 
     address: int
     size: int
     owner: object
+    items: Sequence[Buffer] = ()
+
+
+class Request(NamedTuple):
+    """One launch: the grid in threads, threads a group, memory by slot, the bits of its checks."""
+
+    kernel: str
+    threads: Sequence[int]
+    group: Sequence[int]
+    buffers: Mapping[int, Buffer]
+    checks: int
 
 
 class Outcome(NamedTuple):
-    """What a launch left behind."""
+    """What a launch left behind; `error` is what ended it early."""
 
     counters: dict[str, int]
     threadgroup_bytes: int
+    findings: tuple[Finding, ...]
+    error: SimulationError | None
+
+
+class _Extent(ctypes.Structure):
+    _fields_ = (
+        ("base", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("buffer", ctypes.c_uint32),
+        ("item", ctypes.c_uint32),
+    )
+
+
+class _Access(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_uint64),
+        ("action", ctypes.c_uint32),
+        ("thread", ctypes.c_uint32 * 3),
+        ("threadgroup", ctypes.c_uint32 * 3),
+    )
+
+
+class _Finding(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("space", ctypes.c_uint32),
+        ("buffer", ctypes.c_uint32),
+        ("item", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        ("offset", ctypes.c_int64),
+        ("extent", ctypes.c_uint64),
+        ("size", ctypes.c_uint32),
+        ("alignment", ctypes.c_uint32),
+        ("has_other", ctypes.c_uint32),
+        ("count", ctypes.c_uint64),
+        ("access", _Access),
+        ("other", _Access),
+    )
 
 
 class _Launch(ctypes.Structure):
@@ -39,8 +96,15 @@ class _Launch(ctypes.Structure):
         ("group", ctypes.c_uint32 * 3),
         ("buffers", ctypes.c_void_p * MAX_BUFFERS),
         ("buffer_bytes", ctypes.c_uint64 * MAX_BUFFERS),
+        ("extents", ctypes.c_void_p),
+        ("extent_count", ctypes.c_uint32),
+        ("checks", ctypes.c_uint32),
+        ("initialized", ctypes.c_void_p * MAX_BUFFERS),
+        ("findings", ctypes.c_void_p),
+        ("finding_capacity", ctypes.c_uint32),
         ("counters", ctypes.c_uint64 * _COUNTERS),
         ("threadgroup_bytes", ctypes.c_uint32),
+        ("finding_count", ctypes.c_uint32),
         ("error", ctypes.c_char * 8192),
         ("error_kind", ctypes.c_char * 32),
     )
@@ -52,6 +116,7 @@ class LoadedLibrary:
     def __init__(self, kernels: Path) -> None:
         # The machine is reached through the kernels' own link to it: another copy of it, from
         # another cache directory, may be loaded under the same name.
+        self._path = kernels
         self._kernels = ctypes.CDLL(str(kernels))
         self._run = self._kernels.metalsim_run
         self._run.argtypes = (ctypes.c_void_p, ctypes.POINTER(_Launch))
@@ -69,28 +134,80 @@ class LoadedLibrary:
             names.append(name.decode())
         return names
 
-    def run(
-        self, entry: int, threads: Sequence[int], group: Sequence[int], buffers: dict[int, Buffer]
-    ) -> Outcome:
-        """One launch, to its end. Raises SimulationError, or a subclass, for what goes wrong in
-        it."""
+    def run(self, entry: int, request: Request) -> Outcome:
+        """One launch, to its end."""
         chosen = current_schedule()
         launch = _Launch(abi_version=machine.ABI_VERSION, workers=chosen.workers, seed=chosen.seed)
         for axis in range(3):
-            launch.threads[axis] = threads[axis] if axis < len(threads) else 1
-            launch.group[axis] = group[axis] if axis < len(group) else 1
-        for index, buffer in buffers.items():
+            launch.threads[axis] = request.threads[axis] if axis < len(request.threads) else 1
+            launch.group[axis] = request.group[axis] if axis < len(request.group) else 1
+        for index, buffer in request.buffers.items():
             launch.buffers[index] = buffer.address
             launch.buffer_bytes[index] = buffer.size
+        launch.checks = request.checks
+        found = (_Finding * (_FINDINGS if request.checks else 0))()
+        launch.findings, launch.finding_capacity = ctypes.addressof(found), len(found)
+        extents = _extents(request.buffers)
+        launch.extents, launch.extent_count = ctypes.addressof(extents), len(extents)
         status = self._run(entry, ctypes.byref(launch))
-        if status:
-            raise self._error(launch)
         counters = {
             name: int(launch.counters[index]) for index, name in enumerate(self._counter_names)
         }
-        return Outcome(counters, int(launch.threadgroup_bytes))
+        findings = merge(
+            self._finding(request.kernel, found[index]) for index in range(launch.finding_count)
+        )
+        error = self._error(launch) if status else None
+        return Outcome(counters, int(launch.threadgroup_bytes), findings, error)
 
     @staticmethod
     def _error(launch: _Launch) -> SimulationError:
         message = bytes(launch.error).decode("utf-8", "replace")
         return simulation_error(bytes(launch.error_kind).decode(), message)
+
+    def _finding(self, kernel: str, found: _Finding) -> Finding:
+        access = self._access(found.access)
+        return Finding(
+            kind=_KINDS[found.kind],
+            space=_SPACES[found.space],
+            kernel=kernel,
+            variable=_variable(found),
+            offset=int(found.offset),
+            size=int(found.size),
+            **access._asdict(),
+            other=self._access(found.other) if found.has_other else None,
+            count=int(found.count),
+            extent=int(found.extent),
+            alignment=int(found.alignment),
+        )
+
+    def _access(self, access: _Access) -> Access:
+        location = LineTable.read(self._path).locate(int(access.code)) if access.code else None
+        return Access(
+            _ACTIONS[access.action],
+            location.file if location else "",
+            location.line if location else 0,
+            _position(access.thread),
+            _position(access.threadgroup),
+        )
+
+
+def _position(axes: ctypes.Array[ctypes.c_uint32]) -> Position:
+    return axes[0], axes[1], axes[2]
+
+
+def _variable(found: _Finding) -> str:
+    if found.name is not None:
+        return bytes(found.name).decode()
+    if not _SPACES[found.space]:
+        return ""
+    item = "" if found.item == _NO_ITEM else f", item {found.item}"
+    return f"buffer {found.buffer}{item}"
+
+
+def _extents(buffers: Mapping[int, Buffer]) -> ctypes.Array[_Extent]:
+    extents = [
+        _Extent(item.address, item.size, slot, number)
+        for slot, buffer in buffers.items()
+        for number, item in enumerate(buffer.items)
+    ]
+    return (_Extent * len(extents))(*extents)

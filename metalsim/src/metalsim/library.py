@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 from . import cache, machine
 from .arguments import bind
+from .checks import Check, read_check
 from .compiler import CompilationFailed, Compiler, build_kernels, build_runtime, find_compiler
 from .cooperative_layout import CooperativeLayout, read_layout
 from .diagnostics import compile_error
 from .error_buffer import ErrorBuffer
-from .errors import ArgumentError, KernelNotFoundError
+from .errors import ArgumentError, KernelNotFoundError, check_error
+from .findings import Finding, collected
 from .frontend import FunctionConstant, Translation, translate
 from .grid import read_grid
-from .launch import MAX_BUFFERS, LoadedLibrary
-
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+from .launch import MAX_BUFFERS, LoadedLibrary, Outcome, Request
 
 
 class _KernelRecord(NamedTuple):
@@ -37,7 +37,7 @@ class Kernel:
     thread_execution_width = 32
     """Threads in a simdgroup."""
 
-    def __init__(self, library: LoadedLibrary, record: _KernelRecord, check: bool) -> None:
+    def __init__(self, library: LoadedLibrary, record: _KernelRecord, checks: int | None) -> None:
         self.name = record.name
         self.max_threads_per_threadgroup = record.max_threads
         """The most threads that a threadgroup may have."""
@@ -48,9 +48,11 @@ class Kernel:
         self.counters: dict[str, int] = {}
         """Work done by the latest launch of a checking build: multiplies, bytes, barriers and
         more."""
+        self.findings: tuple[Finding, ...] = ()
+        """What the checkers found in the latest launch."""
         self._library = library
         self._entry = library.entry(record.number)
-        self._check = check
+        self._checks = checks
 
     def __call__(
         self,
@@ -82,6 +84,8 @@ class Kernel:
             RuntimeError: arguments that torch refuses (ArgumentError, which is also a TypeError,
                 for those of a wrong type).
             SimulationError: the kernel did something wrong, or reported an error of its own.
+            CheckError: a SimulationError; the launch ran to its end with findings, which
+                `collect_findings` gathers instead.
         """
         grid = read_grid(self.name, args, threads, group_size, self.max_threads_per_threadgroup)
         buffers = bind(self.name, args, arg_casts, self.writable_buffers)
@@ -93,9 +97,12 @@ class Kernel:
                 )
             errors = ErrorBuffer()
             buffers[error_buf_idx] = errors.buffer()
-        outcome = self._library.run(self._entry, grid.threads, grid.group, buffers)
+        request = Request(self.name, grid.threads, grid.group, buffers, self._checks or 0)
+        outcome = self._library.run(self._entry, request)
         self.static_thread_group_memory_length = outcome.threadgroup_bytes
-        self.counters = outcome.counters if self._check else {}
+        self.counters = {} if self._checks is None else outcome.counters
+        self.findings = outcome.findings
+        _raise_findings(outcome)
         if errors is not None:
             errors.check()
 
@@ -103,15 +110,28 @@ class Kernel:
         return f"<metalsim kernel {self.name}>"
 
 
+def _raise_findings(outcome: Outcome) -> None:
+    """Raise what went wrong in a launch, unless findings are being collected."""
+    gathered = collected()
+    if gathered is not None:
+        gathered += outcome.findings
+    if outcome.error is not None:
+        if outcome.findings:
+            outcome.error.add_findings(outcome.findings)
+        raise outcome.error
+    if outcome.findings and gathered is None:
+        raise check_error(outcome.findings)
+
+
 class ShaderLibrary:
     """The kernels of one program: attributes of this object, listed by `dir`."""
 
     def __init__(
-        self, library: LoadedLibrary, records: Sequence[_KernelRecord], check: bool
+        self, library: LoadedLibrary, records: Sequence[_KernelRecord], checks: int | None
     ) -> None:
         self._library = library
         self._records = {record.name: record for record in records}
-        self._check = check
+        self._checks = checks
         self._kernels: dict[str, Kernel] = {}
 
     def __getattr__(self, name: str) -> Kernel:
@@ -123,7 +143,7 @@ class ShaderLibrary:
             if record is None:
                 known = ", ".join(self._records) or "none"
                 raise KernelNotFoundError(f"no kernel is named {name!r}; this library has {known}")
-            kernel = self._kernels[name] = Kernel(self._library, record, self._check)
+            kernel = self._kernels[name] = Kernel(self._library, record, self._checks)
         return kernel
 
     def __dir__(self) -> list[str]:
@@ -136,7 +156,7 @@ class ShaderLibrary:
 def compile_shader(
     source: str,
     *,
-    check: bool | None = None,
+    check: Check = None,
     function_constants: Mapping[str | int, FunctionConstant] | None = None,
     include_dirs: Sequence[str | os.PathLike[str]] = (),
     cache_dir: str | os.PathLike[str] | None = None,
@@ -146,8 +166,9 @@ def compile_shader(
 
     Args:
         source: Metal Shading Language, ASCII alone as torch demands.
-        check: True for a slower build with counters and bounds checks; None reads METALSIM_CHECK
-            (default: off).
+        check: True for a slower build with counters and all checks; or the names of those wanted:
+            "races", "bounds", "uninitialized", "alignment", "divergence" (which is always found).
+            None reads METALSIM_CHECK: 0, 1 or such names with commas (default: off).
         function_constants: values by the name or index of `constant T x
             [[function_constant(index)]]`.
         include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`) if torch
@@ -174,7 +195,7 @@ def compile_shader(
         raise TypeError(f"compile_shader: source must be a str, not {type(source).__name__}")
     build = _Build(
         source,
-        check_is_on(check),
+        read_check(check),
         dict(function_constants or {}),
         _include_path(include_dirs),
         read_layout(cooperative_layout),
@@ -182,16 +203,6 @@ def compile_shader(
         find_compiler(),
     )
     return build.library()
-
-
-def check_is_on(check: bool | None) -> bool:
-    """`check`, or what METALSIM_CHECK says."""
-    if check is not None:
-        return check
-    word = os.environ.get("METALSIM_CHECK", "").lower()
-    if word not in (*_TRUE, *_FALSE):
-        raise ValueError(f"METALSIM_CHECK must be 0 or 1, not {word!r}")
-    return word in _TRUE
 
 
 def _include_path(include_dirs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
@@ -210,7 +221,7 @@ class _Build(NamedTuple):
     compiler."""
 
     source: str
-    check: bool
+    checks: int | None
     function_constants: dict[str | int, FunctionConstant]
     include_dirs: tuple[Path, ...]
     cooperative_layout: CooperativeLayout
@@ -219,7 +230,7 @@ class _Build(NamedTuple):
 
     @property
     def mode(self) -> str:
-        return "check" if self.check else "fast"
+        return "fast" if self.checks is None else "check"
 
     def library(self) -> ShaderLibrary:
         constants = repr(sorted(self.function_constants.items(), key=str))
@@ -285,4 +296,4 @@ class _Build(NamedTuple):
         self._runtime()
         library = LoadedLibrary(self.directory / str(record["file"]))
         records = [_KernelRecord(*kernel) for kernel in record["kernels"]]
-        return ShaderLibrary(library, records, self.check)
+        return ShaderLibrary(library, records, self.checks)

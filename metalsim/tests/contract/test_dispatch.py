@@ -152,7 +152,7 @@ def test_check_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     checked.fill_float(torch.zeros(1), 1.0)
     assert checked.fill_float.counters
     monkeypatch.setenv("METALSIM_CHECK", "maybe")
-    with pytest.raises(ValueError, match="METALSIM_CHECK must be 0 or 1"):
+    with pytest.raises(ValueError, match="METALSIM_CHECK must be 0, 1 or names of races"):
         metalsim.compile_shader(SOURCE)
 
 

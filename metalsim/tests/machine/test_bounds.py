@@ -63,10 +63,12 @@ def library(compiler: str) -> metalsim.ShaderLibrary:
 
 def test_read_past_the_end(library: metalsim.ShaderLibrary):
     values, out = torch.zeros(40), torch.zeros(40)
-    message = r"load of 4 bytes out of bounds: at byte 160 of buffer\(0\), which has 160"
+    message = (
+        r"program_source:7: out of bounds: read of 4 bytes at byte 160 of buffer 0, which has 160"
+    )
     with pytest.raises(metalsim.BoundsError, match=message) as caught:
         library.read_after(values, out, threads=40, group_size=32)
-    assert "by thread 7 of threadgroup (1, 0, 0)" in str(caught.value)
+    assert "by thread (7, 0, 0) of threadgroup (1, 0, 0)" in str(caught.value)
 
 
 def test_reads_inside_pass(library: metalsim.ShaderLibrary):
@@ -78,18 +80,18 @@ def test_reads_inside_pass(library: metalsim.ShaderLibrary):
 def test_a_view_ends_where_it_ends(library: metalsim.ShaderLibrary):
     """Memory of the same tensor outside the view is not the kernel's."""
     values, out = torch.zeros(100), torch.zeros(40)
-    with pytest.raises(metalsim.BoundsError, match=r"byte 160 of buffer\(0\)"):
+    with pytest.raises(metalsim.BoundsError, match=r"byte 160 of buffer 0"):
         library.read_after(values[10:50], out, threads=40)
 
 
 def test_writes(library: metalsim.ShaderLibrary):
     storage = torch.zeros(100)
-    with pytest.raises(metalsim.BoundsError, match=r"store of 4 bytes .* byte 64 of buffer\(0\)"):
+    with pytest.raises(metalsim.BoundsError, match=r"write of 4 bytes .* byte 64 of buffer 0"):
         library.write_after(storage[:16], threads=16)
     assert (storage[16:] == 0).all()
-    with pytest.raises(metalsim.BoundsError, match="below every buffer"):
+    with pytest.raises(metalsim.BoundsError, match="4 bytes in front of buffer 0"):
         library.write_before(storage[50:60], threads=10)
-    with pytest.raises(metalsim.BoundsError, match="store of 4 bytes"):
+    with pytest.raises(metalsim.BoundsError, match="write of 4 bytes"):
         library.far_away(storage, threads=1)
 
 
@@ -98,18 +100,18 @@ def test_threadgroup_arrays(library: metalsim.ShaderLibrary):
     with pytest.raises(metalsim.BoundsError) as caught:
         library.threadgroup_array(out, threads=64, group_size=32)
     assert "byte 128 of threadgroup variable second, which has 128" in str(caught.value)
-    assert "by thread 31 of threadgroup (1, 0, 0)" in str(caught.value)
+    assert "by thread (31, 0, 0) of threadgroup (1, 0, 0)" in str(caught.value)
 
 
 def test_vectors_that_stick_out(library: metalsim.ShaderLibrary):
-    with pytest.raises(metalsim.BoundsError, match=r"byte \d+ of buffer\(0\), which has 24"):
+    with pytest.raises(metalsim.BoundsError, match=r"byte \d+ of buffer 0, which has 24"):
         library.half_outside(torch.zeros(6), torch.zeros(8), threads=2)
 
 
 def test_matrix_loads(library: metalsim.ShaderLibrary):
     out = torch.zeros(64)
     library.matrix_load(torch.zeros(8 * 9), out, threads=32, group_size=32)
-    with pytest.raises(metalsim.BoundsError, match=r"buffer\(0\), which has 280"):
+    with pytest.raises(metalsim.BoundsError, match=r"buffer 0, which has 280"):
         library.matrix_load(torch.zeros(70), out, threads=32, group_size=32)
 
 
@@ -117,5 +119,5 @@ def test_unbound_buffers(library: metalsim.ShaderLibrary):
     out = torch.zeros(8)
     library.optional(out, [0], threads=8, arg_casts={1: "int32"})
     assert (out == 1).all()
-    with pytest.raises(metalsim.BoundsError, match=r"buffer\(3\), which is not bound"):
+    with pytest.raises(metalsim.BoundsError, match=r"buffer 3, which is not bound"):
         library.optional(out, [2], threads=8, arg_casts={1: "int32"})

@@ -67,7 +67,7 @@ kernel void updates(device atomic_int* x) {
 
 @pytest.fixture
 def library(compiler: str) -> metalsim.ShaderLibrary:
-    return metalsim.compile_shader(SOURCE, check=True)
+    return metalsim.compile_shader(SOURCE, check=())
 
 
 def counters(kernel: metalsim.Kernel) -> dict[str, int]:

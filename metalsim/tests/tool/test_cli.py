@@ -140,7 +140,7 @@ def test_findings_show_kernel_and_line(source: str, capsys: pytest.CaptureFixtur
     assert error.startswith("k.metal: kernel diverging: divergence error: ")
     assert "     14 |     threadgroup_barrier(mem_flags::mem_threadgroup);" in error
     assert run("run k.metal --kernel too_far --buffers ones:float32:32 --check") == 1
-    assert "kernel too_far: bounds error: store of 4 bytes" in capsys.readouterr().err
+    assert "kernel too_far: bounds error: too_far:k.metal:" in capsys.readouterr().err
 
 
 def test_lines_of_other_files_are_not_quoted(

@@ -73,7 +73,7 @@ def test_what_is_no_finding(compile_shader):
 """,
     )
     result.assert_outcomes(passed=2, failed=3)
-    result.stdout.fnmatch_lines(["*Failed: metalsim: kernel shift: bounds error: load of 4 bytes*"])
+    result.stdout.fnmatch_lines(["*out of bounds: read of 4 bytes at byte 16 of buffer 0*"])
 
 
 def test_seeds(pytester: pytest.Pytester) -> None:

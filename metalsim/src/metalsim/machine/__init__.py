@@ -14,7 +14,9 @@ from pathlib import Path
 
 DIRECTORY = Path(__file__).resolve().parent
 INCLUDE_DIRECTORY = DIRECTORY.parent / "builtins"  # for `#include <metalsim/shim.h>`
-ABI_VERSION = 1
+DEBUG_PREFIX = "/metalsim/"
+"""Where debug information says that metalsim's own headers lie, wherever they are installed."""
+ABI_VERSION = 2
 MODES = ("fast", "check")
 FAMILIES = ("clang", "gcc", "zig")
 
@@ -43,6 +45,11 @@ _HALF_ROUNDING = ("-Xclang", "-ffloat16-excess-precision=none")
 _CLANG_INSTRUMENTATION = (
     *("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
+)
+# What the package `lines` reads: lines and inlined calls, and every call where it stands.
+_LINES = (
+    *("-gdwarf-4", "-gstrict-dwarf", "-g1", "-fno-optimize-sibling-calls"),
+    f"-fdebug-prefix-map={DIRECTORY.parent}/={DEBUG_PREFIX}",
 )
 _INSTRUMENTATION = {
     "clang": _CLANG_INSTRUMENTATION,
@@ -78,7 +85,7 @@ def kernel_flags(family: str, mode: str) -> list[str]:
     if family != "gcc":
         flags += _HALF_ROUNDING
     if mode == "check":
-        return [*flags, "-O1", "-g", "-DMETALSIM_CHECK", *_INSTRUMENTATION[family]]
+        return [*flags, "-O1", *_LINES, "-DMETALSIM_CHECK", *_INSTRUMENTATION[family]]
     return [*flags, "-O3", "-g0"]
 
 

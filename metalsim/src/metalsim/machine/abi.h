@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define METALSIM_ABI_VERSION 1
+#define METALSIM_ABI_VERSION 2
 #define METALSIM_BUFFERS 31
 #define METALSIM_COUNTERS 64
 #define METALSIM_API __attribute__((visibility("default")))
@@ -23,6 +23,47 @@ typedef struct metalsim_entry {
   void (*body)(void);         /* runs one thread; the machine knows which */
 } metalsim_entry;
 
+/* Memory that the arguments lead to by address: an element of a list of tensors. */
+typedef struct metalsim_extent {
+  void* base;
+  uint64_t bytes;
+  uint32_t buffer; /* the slot of the list */
+  uint32_t item;
+} metalsim_extent;
+
+/* What a checker looks for: bits of metalsim_launch::checks, and metalsim_finding::kind. */
+enum {
+  METALSIM_RACES = 1,
+  METALSIM_BOUNDS = 2,
+  METALSIM_UNINITIALIZED = 4,
+  METALSIM_ALIGNMENT = 8
+};
+
+/* One side of a finding. */
+typedef struct metalsim_access {
+  uint64_t code;   /* in the kernel library: the instruction after the access */
+  uint32_t action; /* 0: read, 1: write, 2: atomic */
+  uint32_t thread[3];
+  uint32_t threadgroup[3];
+} metalsim_access;
+
+/* Accesses that are wrong in the same way: same kind, same code on both sides, same memory. */
+typedef struct metalsim_finding {
+  uint32_t kind;
+  uint32_t space;     /* 0: device, 1: constant, 2: threadgroup, 3: thread, 4: none of these */
+  uint32_t buffer;    /* the slot, for device and constant memory */
+  uint32_t item;      /* in the list of tensors at that slot; ~0: no list */
+  const char* name;   /* of a variable; NULL: none */
+  int64_t offset;     /* in bytes, from where the memory begins */
+  uint64_t extent;    /* the bytes of that memory; 0: a buffer that is not bound */
+  uint32_t size;      /* bytes of the access */
+  uint32_t alignment; /* that the access needs */
+  uint32_t has_other;
+  uint64_t count;
+  metalsim_access access; /* of the first one */
+  metalsim_access other;
+} metalsim_finding;
+
 /* One launch. The caller zeroes it, fills the first part and reads the second. */
 typedef struct metalsim_launch {
   uint32_t abi_version;
@@ -32,10 +73,17 @@ typedef struct metalsim_launch {
   uint32_t group[3];
   void* buffers[METALSIM_BUFFERS]; /* NULL: nothing bound */
   uint64_t buffer_bytes[METALSIM_BUFFERS];
+  const metalsim_extent* extents;
+  uint32_t extent_count;
+  uint32_t checks;                        /* of a checking build */
+  uint8_t* initialized[METALSIM_BUFFERS]; /* a bit a byte of a fresh buffer; NULL: not fresh */
+  metalsim_finding* findings;             /* room for finding_capacity of them */
+  uint32_t finding_capacity;
 
   uint64_t counters[METALSIM_COUNTERS]; /* metalsim_counter_name(i) names them */
   uint32_t threadgroup_bytes;           /* the most threadgroup memory a threadgroup declared */
-  char error[8192];                     /* empty when all is well */
+  uint32_t finding_count;
+  char error[8192];    /* empty when all is well */
   char error_kind[32]; /* "launch", "divergence", "threadgroup_memory", "bounds", "simdgroup" */
 } metalsim_launch;
 

@@ -83,6 +83,7 @@ struct alignas(64) Simdgroup {
   uint32_t waiting;     // at the pending collective
   uint32_t at_barrier;  // at a threadgroup barrier
   uint32_t active;      // took part in the last collective
+  uint32_t retired;     // no longer present, and nobody waits for them
   uint32_t parity;
   uint32_t code;  // the pending collective: what its first lane asked for
   const char* name;

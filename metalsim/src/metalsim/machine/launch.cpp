@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "regions.h"
+#include "listener.h"
 
 namespace metalsim {
 namespace {
@@ -161,7 +161,10 @@ void* work(void* argument) {
   }
   Threadgroup& group = *worker->group;
   prepare_group(shared, group);
-  locate_program(shared.entry);
+  if (!notify_begin_launch(group)) {
+    launch_error(shared, "no memory for the checkers");
+    __atomic_store_n(&shared.stop, true, __ATOMIC_RELAXED);
+  }
   uint32_t threadgroup_bytes = 0;
   while (!__atomic_load_n(&shared.stop, __ATOMIC_RELAXED)) {
     const uint64_t index = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
@@ -170,6 +173,7 @@ void* work(void* argument) {
     if (group.declared_bytes > threadgroup_bytes) threadgroup_bytes = group.declared_bytes;
     if (group.error[0] != 0) __atomic_store_n(&shared.stop, true, __ATOMIC_RELAXED);
   }
+  notify_end_launch(group);
   keep_results(shared, group, threadgroup_bytes);
   give_back(worker);
   return nullptr;
@@ -177,7 +181,8 @@ void* work(void* argument) {
 
 // The calling thread is the first worker; what cannot be started is simply not used.
 void run_workers(Launch& shared) {
-  uint64_t wanted = shared.launch->workers;
+  // Checkers see the accesses in one order, the same in every run.
+  uint64_t wanted = shared.launch->checks != 0 ? 1 : shared.launch->workers;
   if (wanted == 0) {
     const long cores = sysconf(_SC_NPROCESSORS_ONLN);
     wanted = cores < 1 ? 1 : static_cast<uint64_t>(cores);

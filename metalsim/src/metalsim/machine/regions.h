@@ -6,18 +6,31 @@
 
 namespace metalsim {
 
-// False for memory that is no concern of a checker: thread-private arrays, the machine's own, a
-// program's constants.
+// False for memory that is no concern of a checker: the machine's own, a program's constants.
 bool find_region(Threadgroup& group, const Access& access, Region& region);
 
-// The buffer or variable nearest below an address, for messages; Space::unknown when there is none.
-Region nearest_below(const Threadgroup& group, const unsigned char* address);
+// The buffer or variable nearest to an address, for messages; Space::unknown when there is none.
+Region nearest(const Threadgroup& group, const unsigned char* address);
 
-// Learns where the kernel's own library lies in memory. Each OS thread calls it once a launch.
-#if defined(METALSIM_CHECK)
-void locate_program(const metalsim_entry* entry);
-#else
-inline void locate_program(const metalsim_entry*) {}
-#endif
+// One piece of device memory: buffers that overlap are one.
+struct Memory {
+  const unsigned char* base;
+  uint64_t bytes;
+};
+
+// The pieces of the launch that runs on this OS thread, by Region::memory.
+struct Memories {
+  const Memory* pieces;
+  uint32_t count;
+};
+Memories device_memories();
+
+// The offset of an address from where the kernel's library was loaded; 0 outside it.
+uint64_t code_offset(const void* code);
+
+// Learns what a launch bound and where the kernel's own library lies. Each OS thread calls both
+// once a launch. False: no memory.
+bool open_regions(const Threadgroup& group);
+void close_regions();
 
 }  // namespace metalsim

@@ -56,6 +56,7 @@ inline Fiber* take_next(Threadgroup& group, Fiber* fiber) {
 // Continues another fiber, or leaves the threadgroup when none can run. Returns when `fiber` is
 // continued.
 inline void give_way(Threadgroup& group, Fiber* fiber) {
+  settle_access();
   Fiber* next = take_next(group, fiber);
   if (next == fiber) return;
   if (next == nullptr) [[unlikely]] {
@@ -82,7 +83,7 @@ bool needs_every_lane(uint32_t code) {
 
 bool is_complete(const Simdgroup& simd) {
   return simd.waiting == simd.present && !simd.mismatch &&
-         (simd.present == simd.existing || !needs_every_lane(simd.code));
+         ((simd.present | simd.retired) == simd.existing || !needs_every_lane(simd.code));
 }
 
 Counter counter_of(Collective collective) {
@@ -110,6 +111,9 @@ void complete(Threadgroup& group, Simdgroup& simd) {
          __builtin_popcount(simd.existing));
   }
   if (collective != Collective::tensor_multiply) ++group.counters[counter_of(collective)];
+  if (collective == Collective::barrier)
+    notify_synchronize(&group.fibers[simd.index * simdgroup_width], Scope::simdgroup,
+                       simd.code >> 8 & 15);
   simd.active = simd.waiting;
   if (collective != Collective::barrier && collective != Collective::shuffle)
     carry_out(simd, simd.exchange[simd.parity]);
@@ -129,6 +133,23 @@ inline void go_on(Threadgroup& group, Fiber* fiber) {
 }
 
 bool same_name(const char* a, const char* b) { return a == b || __builtin_strcmp(a, b) == 0; }
+
+// Lets all threads at the barrier go on.
+void release(Threadgroup& group, Fiber* fiber) {
+  group.arrived = 0;
+  ++group.counters[threadgroup_barriers];
+  notify_synchronize(fiber, Scope::threadgroup, group.barrier_flags);
+  for (uint32_t index = 0; index < group.simdgroup_count; ++index) {
+    Simdgroup& simd = group.simdgroups[index];
+    simd.runnable = simd.at_barrier;
+    simd.at_barrier = 0;
+    if (simd.runnable != 0) group.runnable_simdgroups |= 1u << index;
+  }
+}
+
+bool all_arrived(const Threadgroup& group) {
+  return group.arrived + group.retired == group.thread_count && !group.barrier_mismatch;
+}
 
 void leave_kernel(Threadgroup& group, Fiber* fiber) {
   Simdgroup& simd = *fiber->simdgroup;
@@ -152,7 +173,7 @@ void prepare_simdgroups(Threadgroup& group) {
     const uint32_t lanes = group.thread_count - index * simdgroup_width;
     simd.existing = lanes >= simdgroup_width ? ~0u : (1u << lanes) - 1;
     simd.present = simd.runnable = simd.existing;
-    simd.waiting = simd.at_barrier = simd.active = simd.parity = 0;
+    simd.waiting = simd.at_barrier = simd.active = simd.parity = simd.retired = 0;
     simd.index = index;
     simd.turn = simd.scope_entries = 0;
     simd.mismatch = false;
@@ -182,14 +203,24 @@ void prepare_fibers(Threadgroup& group) {
 
 }  // namespace
 
+void retire(Fiber* fiber) {
+  Threadgroup& group = *fiber->threadgroup;
+  fiber->simdgroup->retired |= 1u << fiber->lane;
+  ++group.retired;
+  if (group.arrived != 0 && all_arrived(group)) release(group, fiber);
+  leave_kernel(group, fiber);
+  __builtin_unreachable();
+}
+
 void run_threadgroup(Threadgroup& group) {
   prepare_simdgroups(group);
   prepare_fibers(group);
-  group.returned = group.arrived = 0;
+  group.returned = group.arrived = group.retired = 0;
   group.barrier_mismatch = false;
   notify_begin(group);
   running_fiber = choose(group, group.simdgroups[0]);
   switch_context(&group.main_context, running_fiber->stack_pointer);
+  settle_access();
   running_fiber = nullptr;
   check_scopes(group);
   notify_end(group);
@@ -226,30 +257,25 @@ void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line)
 
 void metalsim_simdgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
   metalsim_meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", line);
-  notify_synchronize(fiber, Scope::simdgroup, flags);
 }
 
 void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
   Threadgroup& group = *fiber->threadgroup;
   fiber->name = "threadgroup_barrier";
   fiber->line = line;
-  if (group.arrived == 0) group.barrier_line = line;
+  if (group.arrived == 0) {
+    group.barrier_line = line;
+    group.barrier_flags = flags;
+  }
   if (group.barrier_line != line) group.barrier_mismatch = true;
   fiber->simdgroup->at_barrier |= 1u << fiber->lane;
-  if (++group.arrived != group.thread_count || group.barrier_mismatch) [[likely]] {
+  ++group.arrived;
+  if (!all_arrived(group)) [[likely]] {
     give_way(group, fiber);
   } else {
-    group.arrived = 0;
-    ++group.counters[threadgroup_barriers];
-    for (uint32_t index = 0; index < group.simdgroup_count; ++index) {
-      Simdgroup& simd = group.simdgroups[index];
-      simd.runnable = simd.at_barrier;
-      simd.at_barrier = 0;
-      group.runnable_simdgroups |= 1u << index;
-    }
+    release(group, fiber);
     go_on(group, fiber);
   }
-  notify_synchronize(fiber, Scope::threadgroup, flags);
 }
 
 void metalsim_count(uint32_t counter, uint64_t amount) {

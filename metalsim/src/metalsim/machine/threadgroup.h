@@ -30,7 +30,9 @@ struct Threadgroup : ThreadgroupView {
   uint32_t runnable_simdgroups;  // bit i: simdgroup i has runnable lanes
   uint32_t returned;             // threads
   uint32_t arrived;              // threads at the pending threadgroup barrier
+  uint32_t retired;              // of those returned: the ones that were made to
   uint32_t barrier_line;
+  uint32_t barrier_flags;
   bool barrier_mismatch;
   bool randomize;
   uint32_t stickiness;  // of 8: how often a random order stays in the same simdgroup
@@ -68,6 +70,9 @@ extern __thread Fiber* running_fiber;
 
 // Runs all threads of a prepared threadgroup, to the end or to the first error.
 void run_threadgroup(Threadgroup& group);
+
+// Ends a thread that cannot go on; the others need not wait for it.
+[[noreturn]] void retire(Fiber* fiber);
 
 // collectives.cpp: carries out simd.code for the lanes in simd.active.
 void carry_out(Simdgroup& simd, unsigned char* exchange);

@@ -1,0 +1,32 @@
+// The checkers, and what they report.
+#pragma once
+
+#include "regions.h"
+
+namespace metalsim {
+
+// Where a thread stood at an access that a checker remembers.
+struct Place {
+  uint64_t code;  // see code_offset
+  AccessKind kind;
+  uint32_t thread;
+  uint32_t threadgroup[3];
+};
+
+// findings.cpp: adds to the launch's findings, or to the count of an equal one.
+void report(Fiber& fiber, uint32_t kind, const Access& access, const Region& region,
+            const Place* other = nullptr, uint32_t alignment = 0);
+
+bool check_bounds(Fiber& fiber, const Access& access, const Region& region);
+inline constexpr Listener bounds_listener = {METALSIM_BOUNDS, nullptr, nullptr, check_bounds,
+                                             nullptr,         nullptr, nullptr};
+
+bool open_races(Threadgroup& group);
+void begin_races(Threadgroup& group);
+bool check_races(Fiber& fiber, const Access& access, const Region& region);
+void order_accesses(Fiber& fiber, Scope scope, uint32_t flags);
+void close_races();
+inline constexpr Listener races_listener = {METALSIM_RACES, open_races, begin_races, check_races,
+                                            order_accesses, nullptr,    close_races};
+
+}  // namespace metalsim

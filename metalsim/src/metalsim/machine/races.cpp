@@ -1,0 +1,257 @@
+// Data races: two accesses to the same bytes, one of them a plain write, with nothing between them
+// that orders them. A barrier orders the accesses of those who meet there, to the memory that its
+// flags name; nothing orders threadgroups, and shuffles order no memory.
+//
+// Time is the number of barriers so far. Each granule of memory remembers its last write and up to
+// two reads, enough to tell whether any earlier access is unordered with a new one. Memory begins
+// with granules of four bytes; an access that cuts one makes all of them smaller, so bytes are
+// told apart wherever a kernel does.
+#include "checkers.h"
+
+#if defined(METALSIM_CHECK)
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+namespace metalsim {
+namespace {
+
+// An access in one word: time (28 bits), thread (10), kind (2), code (24). 0: none.
+using Record = uint64_t;
+constexpr uint32_t time_shift = 36, thread_shift = 26, kind_shift = 24;
+constexpr uint64_t latest_time = (1ull << (64 - time_shift)) - 1;
+
+uint64_t time_of(Record record) { return record >> time_shift; }
+uint32_t thread_of(Record record) { return record >> thread_shift & 1023; }
+uint32_t simdgroup_of(Record record) { return thread_of(record) / simdgroup_width; }
+AccessKind kind_of(Record record) { return static_cast<AccessKind>(record >> kind_shift & 3); }
+
+struct Granule {
+  Record write;
+  Record first, second;  // reads and atomic operations
+};
+
+struct Shadow {
+  const unsigned char* base;
+  uint64_t bytes;
+  Granule* granules;
+  uint64_t mapped_bytes;
+  uint32_t shift;  // a granule has 1 << shift bytes
+};
+
+struct GroupStart {
+  uint64_t time;
+  uint32_t position[3];
+};
+
+enum Ordered : uint32_t { threadgroup_memory, device_memory };
+
+struct Races {
+  uint64_t time;
+  uint64_t group_time[2];  // of the last barrier of all threads, by kind of memory
+  uint64_t simdgroup_time[max_threads / simdgroup_width][2];
+  uint64_t group_start;
+  GroupStart* starts;  // of each threadgroup so far
+  uint64_t starts_bytes;
+  uint64_t started;
+  Shadow arena;
+  Shadow* device;
+  uint32_t device_count;
+};
+__thread Races* races;
+
+void* map(uint64_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return memory == MAP_FAILED ? nullptr : memory;
+}
+
+// Room for granules of one byte; pages that are not touched cost nothing.
+bool open_shadow(Shadow& shadow, const unsigned char* base, uint64_t bytes) {
+  shadow = {base, bytes, nullptr, (bytes + 4) * sizeof(Granule), 2};
+  shadow.granules = static_cast<Granule*>(map(shadow.mapped_bytes));
+  return shadow.granules != nullptr;
+}
+
+void close_shadow(Shadow& shadow) {
+  if (shadow.granules != nullptr) munmap(shadow.granules, shadow.mapped_bytes);
+}
+
+// Halves the granules, from the end so that none is overwritten before it is read.
+__attribute__((noinline)) void refine(Shadow& shadow) {
+  for (uint64_t index = (shadow.bytes >> shadow.shift) + 1; index-- > 0;) {
+    const Granule granule = shadow.granules[index];
+    if ((granule.write | granule.first | granule.second) == 0 && index != 0 &&
+        (shadow.granules[2 * index].write | shadow.granules[2 * index].first |
+         shadow.granules[2 * index + 1].write | shadow.granules[2 * index + 1].first) == 0)
+      continue;
+    shadow.granules[2 * index] = shadow.granules[2 * index + 1] = granule;
+  }
+  --shadow.shift;
+}
+
+// Whether a remembered access happened before whatever the thread does now.
+bool is_ordered(Record record, uint32_t thread, Ordered memory) {
+  const Races& state = *races;
+  const uint64_t time = time_of(record);
+  if (time < state.group_start) return record == 0 || memory == threadgroup_memory;
+  if (thread_of(record) == thread || time < state.group_time[memory]) return true;
+  const uint32_t simdgroup = thread / simdgroup_width;
+  return simdgroup_of(record) == simdgroup && time < state.simdgroup_time[simdgroup][memory];
+}
+
+Place place_of(const Threadgroup& group, Record record) {
+  Place place = {record & ((1u << kind_shift) - 1), kind_of(record), thread_of(record), {}};
+  memcpy(place.threadgroup, group.position, sizeof place.threadgroup);
+  if (time_of(record) >= races->group_start) return place;
+  uint64_t low = 0, high = races->started;
+  while (high - low > 1) {
+    const uint64_t middle = (low + high) / 2;
+    (races->starts[middle].time <= time_of(record) ? low : high) = middle;
+  }
+  memcpy(place.threadgroup, races->starts[low].position, sizeof place.threadgroup);
+  return place;
+}
+
+struct Visit {
+  Fiber& fiber;
+  const Access& access;
+  const Region& region;
+  Record record;
+  Ordered memory;
+  bool is_reported = false;
+
+  bool conflicts(Record earlier) { return !is_ordered(earlier, fiber.thread, memory); }
+
+  // One report an access: the granules of a vector tell the same story.
+  __attribute__((noinline)) void report_race(Record earlier) {
+    if (is_reported) return;
+    is_reported = true;
+    const Place other = place_of(*fiber.threadgroup, earlier);
+    report(fiber, METALSIM_RACES, access, region, &other);
+  }
+
+  void write(Granule& granule) {
+    if (conflicts(granule.write)) [[unlikely]]
+      report_race(granule.write);
+    if ((granule.first | granule.second) != 0) {
+      if (conflicts(granule.first)) [[unlikely]]
+        report_race(granule.first);
+      else if (conflicts(granule.second)) [[unlikely]]
+        report_race(granule.second);
+      granule.first = granule.second = 0;
+    }
+    granule.write = record;
+  }
+
+  // Reads and atomic operations: two plain reads, or two atomic operations, agree.
+  void share(Granule& granule) {
+    if (conflicts(granule.write)) [[unlikely]]
+      report_race(granule.write);
+    check_sharer(granule.first);
+    check_sharer(granule.second);
+    remember(granule);
+  }
+
+  void check_sharer(Record earlier) {
+    if (earlier != 0 && !agrees(kind_of(earlier)) && conflicts(earlier)) [[unlikely]]
+      report_race(earlier);
+  }
+
+  bool agrees(AccessKind other) const {
+    if (access.kind == AccessKind::load) return other != AccessKind::atomic;
+    return access.kind == AccessKind::atomic_load || other != AccessKind::load;
+  }
+
+  // Keeps two accesses such that any thread is another one than at least one of them, of another
+  // simdgroup where there is one. Whatever is unordered with an access that is ordered before this
+  // one is unordered with this one too.
+  void remember(Granule& granule) {
+    if (is_ordered(granule.first, fiber.thread, memory)) {
+      granule.first = record;
+      return;
+    }
+    const bool is_wider = simdgroup_of(granule.second) == simdgroup_of(granule.first) &&
+                          simdgroup_of(record) != simdgroup_of(granule.first);
+    if (is_wider || is_ordered(granule.second, fiber.thread, memory)) granule.second = record;
+  }
+};
+
+void check_granules(Visit& visit, Shadow& shadow) {
+  const uint64_t offset = static_cast<uint64_t>(visit.access.address - shadow.base);
+  const uint64_t bytes = visit.access.bytes;
+  while (((offset | bytes) & ((1u << shadow.shift) - 1)) != 0) [[unlikely]]
+    refine(shadow);
+  Granule* granule = shadow.granules + (offset >> shadow.shift);
+  Granule* end = granule + (bytes >> shadow.shift);
+  if (visit.access.kind == AccessKind::store) {
+    for (; granule != end; ++granule) visit.write(*granule);
+  } else {
+    for (; granule != end; ++granule) visit.share(*granule);
+  }
+}
+
+}  // namespace
+
+bool open_races(Threadgroup& group) {
+  races = static_cast<Races*>(calloc(1, sizeof(Races)));
+  if (races == nullptr) return false;
+  const Memories memories = device_memories();
+  uint64_t total = 1;
+  for (const uint32_t groups : group.groups) total *= groups;
+  races->starts_bytes = total * sizeof(GroupStart);
+  races->starts = static_cast<GroupStart*>(map(races->starts_bytes));
+  races->device = static_cast<Shadow*>(calloc(memories.count + 1, sizeof(Shadow)));
+  races->device_count = memories.count;
+  bool ready = races->starts != nullptr && races->device != nullptr &&
+               open_shadow(races->arena, group.arena, arena_bytes);
+  for (uint32_t index = 0; ready && index < memories.count; ++index)
+    ready = open_shadow(races->device[index], memories.pieces[index].base,
+                        memories.pieces[index].bytes);
+  return ready;
+}
+
+void begin_races(Threadgroup& group) {
+  GroupStart& start = races->starts[races->started++];
+  start.time = races->group_start = ++races->time;
+  memcpy(start.position, group.position, sizeof start.position);
+}
+
+bool check_races(Fiber& fiber, const Access& access, const Region& region) {
+  const bool is_shared = region.space == Space::threadgroup;
+  if (!is_shared && region.space != Space::device && region.space != Space::constant) return true;
+  const uint64_t code = code_offset(access.code);
+  const Record record =
+      races->time << time_shift | static_cast<uint64_t>(fiber.thread) << thread_shift |
+      static_cast<uint64_t>(access.kind) << kind_shift | (code >> kind_shift == 0 ? code : 0);
+  Visit visit = {fiber, access, region, record, is_shared ? threadgroup_memory : device_memory};
+  check_granules(visit, is_shared ? races->arena : races->device[region.memory]);
+  return true;
+}
+
+void order_accesses(Fiber& fiber, Scope scope, uint32_t flags) {
+  if (++races->time > latest_time)
+    fail(*fiber.threadgroup, "launch",
+         "too many barriers for the race checker: run a smaller grid");
+  const bool is_group = scope == Scope::threadgroup || fiber.threadgroup->simdgroup_count == 1;
+  const uint32_t simdgroup = fiber.thread / simdgroup_width;
+  uint64_t* times = is_group ? races->group_time : races->simdgroup_time[simdgroup];
+  if (flags & 1) times[device_memory] = races->time;
+  if (flags & 2) times[threadgroup_memory] = races->time;
+}
+
+void close_races() {
+  if (races == nullptr) return;
+  close_shadow(races->arena);
+  for (uint32_t index = 0; races->device != nullptr && index < races->device_count; ++index)
+    close_shadow(races->device[index]);
+  free(races->device);
+  if (races->starts != nullptr) munmap(races->starts, races->starts_bytes);
+  free(races);
+  races = nullptr;
+}
+
+}  // namespace metalsim
+
+#endif
