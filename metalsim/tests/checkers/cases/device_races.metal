@@ -119,3 +119,15 @@ kernel void halo(device float* x, uint i [[thread_position_in_grid]],
   threadgroup_barrier(mem_flags::mem_device);
   x[i] = right;  // race 1 write
 }
+
+// The thread's own read of its atomic does not hide the atomic from the others.
+// finds read_after_own_atomic --buffers zeros:uint32:1 zeros:uint32:2 --threads 2
+kernel void read_after_own_atomic(device atomic_uint* count, device uint* out,
+                                  uint i [[thread_position_in_grid]]) {
+  if (i == 0) {
+    atomic_fetch_add_explicit(count, 1u, memory_order_relaxed);  // race 1 atomic
+    out[0] = *(device uint*)count;
+  } else {
+    out[1] = *(device uint*)count;  // race 1 read
+  }
+}
