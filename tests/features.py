@@ -114,3 +114,9 @@ DROPOUT: dict[str, dict[str, Any]] = {
     },
     "dropout, bias": {"dropout_p": 0.1, "bias": (True, False, True), "alibi": True},
 }
+# What has gradients: everything but the caches.
+TRAINING: dict[str, dict[str, Any]] = {
+    name: call
+    for name, call in {**FEATURES, **DROPOUT}.items()
+    if not {"page_size", "k_format", "v_format"} & set(call)
+}

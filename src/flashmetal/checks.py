@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("auto", "metal", "portable", "stock", "reference")
-KERNELS = ("tile", "scalar")
+KERNELS = ("tile", "scalar", "decode")
 # Of a tensor: its shape, dtype and device, and whether it requires gradients.
 Facts = tuple[tuple[int, ...], torch.dtype, torch.device, bool]
 
@@ -113,13 +113,13 @@ def _check_scale(function: str, name: str, given: dict[str, Facts], scale_name: 
     expected = None if inner is None else (*shape[:-1], *inner)
     if scale is None and expected is None:
         return
-    got = "none" if scale is None else f"{words(scale[0])} {scale[1]}"
     if expected is None:
         raise ValueError(
             f"{function}: {scale_name} belongs to a quantised {name}, and {name} is {dtype}; "
             f"pass {scale_name}=None"
         )
     if scale is None or tuple(scale[0]) != expected or scale[1] != torch.float32:
+        got = "none" if scale is None else f"{words(scale[0])} {scale[1]}"
         raise ValueError(
             f"{function}: an {cache_format} {name} needs {scale_name} {words(expected)} "
             f"torch.float32, got {got}; flashmetal.cache_formats.quantise returns it"

@@ -131,14 +131,18 @@ class AttentionProblem(NamedTuple):
                 for x in tensors
             ]
         )
-        forward_mode = bool(_forward_ad._current_level >= 0)
-        modes = forward_mode, torch.is_grad_enabled()
+        modes = is_forward_mode(), torch.is_grad_enabled()
         if not torch.compiler.is_compiling():
             try:
                 return _cached_problem(facts, request, modes)
             except TypeError:
                 pass  # a wrong argument, told below, or the symbolic sizes of a traced graph
         return _problem(facts, request, modes)
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken."""
+    return bool(_forward_ad._current_level >= 0)
 
 
 _PUBLIC_NAMES = tuple(["s_aux" if x == "sinks" else x for x in AttentionInputs._fields])

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .gradients import Gradients
 from .problem import AttentionInputs, AttentionProblem, Request, with_key_lengths
 from .reference import attention_reference
 from .testing_cache import store
 
+_ROUNDINGS = 4  # of P, dP, delta and the product, in the gradient of a score
 _MARGIN = 3  # rows of NaN around a poisoned tensor; odd, so that alignment is lost too
 
 
@@ -249,8 +251,131 @@ def _scaled_down(problem: AttentionProblem, inputs: AttentionInputs, exact: Tens
     return exact + (o.double() - exact) * shrink
 
 
+def differentiable(inputs: AttentionInputs) -> tuple[str, ...]:
+    """The names of the inputs of a call that have gradients."""
+    return tuple(name for name in Gradients._fields if getattr(inputs, name) is not None)
+
+
+def make_output_gradients(
+    o: Tensor, lse: Tensor, seed: int = 0, through_lse: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Normally distributed gradients at o and lse, as a backward takes them."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    grad_o = _normal(generator, str(o.device), o.dtype, tuple(o.shape))
+    grad_lse = _normal(generator, str(lse.device), lse.dtype, tuple(lse.shape))
+    return grad_o, grad_lse if through_lse else None
+
+
+def assert_gradients_match_reference(
+    found: Gradients,
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+) -> None:
+    """Compare the gradients that are there with the float64 oracle's, each within its budget.
+
+    The gradient of a score is P * (dP - delta). Where terms cancel their rounding remains, so a
+    budget also has a rounding each of P, dP, delta and the product, of what the terms add up to.
+    """
+    inputs = inputs._make(None if x is None else x.cpu() for x in inputs)
+    names = tuple(name for name, x in found._asdict().items() if x is not None)
+    grad_o, grad_lse = grad_o.cpu(), None if grad_lse is None else grad_lse.cpu()
+    exact = _oracle_gradients(problem, inputs, names, grad_o, grad_lse)
+    sizes = _sizes_of_terms(problem, inputs, names, grad_o, grad_lse)
+    low = problem, inputs
+    if problem.dtype == torch.float64:
+        low = _single(problem, inputs)
+    eager = _reference_gradients(*low, names, grad_o.to(low[0].dtype), grad_lse, None)
+    for name, right, rough, size in zip(names, exact, eager, sizes, strict=True):
+        actual: Tensor = getattr(found, name).cpu()
+        vector = name in ("alibi_slopes", "sinks")
+        expected = torch.float32 if vector else getattr(inputs, name).dtype
+        assert actual.dtype == expected, f"{name}'s gradient is {actual.dtype}, not {expected}"
+        assert actual.is_contiguous(), f"{name}'s gradient is not contiguous"
+        # However fine the gradient's own dtype is, it is made of an o that was rounded to q's.
+        coarser = max(problem.dtype, expected, key=lambda dtype: torch.finfo(dtype).eps)
+        if coarser == torch.float64:
+            shrink = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+            rough = right + (rough.double() - right) * shrink
+        label = f"the gradient of {name}"
+        _compare(label, actual, rough.to(coarser), right, problem, size)
+
+
+def _single(
+    problem: AttentionProblem, inputs: AttentionInputs
+) -> tuple[AttentionProblem, AttentionInputs]:
+    """A float64 call in float32."""
+    inputs = inputs._make(
+        x.float() if x is not None and x.dtype == torch.float64 else x for x in inputs
+    )
+    return problem._replace(dtype=torch.float32), inputs
+
+
+def _oracle_gradients(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    names: tuple[str, ...],
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor]:
+    doubled = {n: getattr(inputs, n).double() for n in differentiable(inputs)}
+    inputs, grad_o = inputs._replace(**doubled), grad_o.double()
+    return _reference_gradients(problem, inputs, names, grad_o, grad_lse, torch.float64)
+
+
+def _sizes_of_terms(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    names: tuple[str, ...],
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor]:
+    """What the terms of each gradient add up to where dP and delta are positive and kept apart."""
+    inputs, grad_o = inputs._replace(v=inputs.v.abs()), grad_o.abs().double()
+    o, _ = attention_reference(problem, inputs, torch.float64)
+    instead = (o * grad_o).sum(-1).transpose(-2, -1)  # a gradient at the lse that makes delta 0
+    sizes = _oracle_gradients(problem, inputs, names, grad_o, instead)
+    if "sinks" in names:
+        negative = None if grad_lse is None else -grad_lse.abs()
+        sizes[names.index("sinks")] = _oracle_gradients(
+            problem, inputs, ("sinks",), grad_o, negative
+        )[0]
+    return sizes
+
+
+def _reference_gradients(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    names: tuple[str, ...],
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+    compute_dtype: torch.dtype | None,
+) -> list[Tensor]:
+    """By autograd through the reference; zeros where it does not reach."""
+    leaves: list[Tensor] = [getattr(inputs, name).detach().requires_grad_() for name in names]
+    changed = inputs._replace(**dict(zip(names, leaves, strict=True)))
+    with torch.enable_grad():
+        o, lse = attention_reference(problem, changed, compute_dtype)
+    outputs, grads = (o, lse), (grad_o, torch.zeros_like(lse))
+    if grad_lse is not None:
+        grads = grad_o, grad_lse.to(lse.dtype)
+    if not o.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    kept = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if x.requires_grad]
+    outputs, grads = zip(*kept, strict=True)
+    return list(
+        torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
+    )
+
+
 def _compare(
-    name: str, actual: Tensor, eager: Tensor, exact: Tensor, problem: AttentionProblem
+    name: str,
+    actual: Tensor,
+    eager: Tensor,
+    exact: Tensor,
+    problem: AttentionProblem,
+    terms: Tensor | None = None,
 ) -> None:
     assert actual.shape == exact.shape, (
         f"{name} is {tuple(actual.shape)}, expected {tuple(exact.shape)}\n{problem}"
@@ -259,6 +384,8 @@ def _compare(
         return
     assert not bool(exact.isnan().any()), f"the exact {name} holds NaN\n{problem}"
     budget = error_budget(eager, exact)
+    if terms is not None:
+        budget += 2 * _ROUNDINGS * float(torch.finfo(eager.dtype).eps * terms.abs().max())
     # Equal infinities have no difference; a NaN or another infinity is an infinite error.
     error = torch.where(actual == exact, 0.0, (actual.double() - exact).abs())
     error = error.nan_to_num(nan=math.inf)

@@ -12,6 +12,10 @@ from functools import cache
 from typing import NamedTuple
 
 THREADGROUP_BYTES = 32 * 1024  # Apple7 and later, per threadgroup
+DECODE_QUERIES = 8  # a sequence, up to which the decode kernel is chosen
+# Splits over keys: enough threadgroups to fill the cores, each with enough keys to pay for it.
+_THREADGROUPS_PER_CORE = 4
+_LEAST_KEYS = 1024
 
 
 class Tile(NamedTuple):
@@ -52,6 +56,18 @@ _TABLE = """
     forward | Apple9 |   32 |       64 |       16 |    8 |          4 | registers | budget
     forward | Apple9 |   32 |      128 |       16 |    8 |          4 | device    | budget
     forward | Apple9 |   32 |      256 |        8 |    8 |          4 | device    | budget
+    decode  | Apple7 |   16 |       80 |       32 |   16 |          4 | registers | budget
+    decode  | Apple7 |   16 |      128 |       16 |    8 |          4 | registers | budget
+    decode  | Apple7 |   16 |      256 |       16 |    8 |          4 | device    | budget
+    decode  | Apple7 |   32 |       64 |       16 |    8 |          4 | registers | budget
+    decode  | Apple7 |   32 |      128 |       16 |    8 |          4 | device    | budget
+    decode  | Apple7 |   32 |      256 |        8 |    8 |          4 | device    | budget
+    decode  | Apple9 |   16 |       80 |       32 |   16 |          4 | registers | budget
+    decode  | Apple9 |   16 |      128 |       16 |    8 |          4 | registers | budget
+    decode  | Apple9 |   16 |      256 |       16 |    8 |          4 | device    | budget
+    decode  | Apple9 |   32 |       64 |       16 |    8 |          4 | registers | budget
+    decode  | Apple9 |   32 |      128 |       16 |    8 |          4 | device    | budget
+    decode  | Apple9 |   32 |      256 |        8 |    8 |          4 | device    | budget
     grad q  | Apple7 |   16 |       80 |       32 |    8 |          4 | registers | budget
     grad q  | Apple7 |   16 |      128 |       16 |    8 |          4 | registers | budget
     grad q  | Apple7 |   16 |      256 |       16 |    8 |          4 | device    | budget
@@ -80,13 +96,19 @@ _TABLE = """
 
 
 def tile_of(kernel: str, family: int, element_bytes: int, head_dim: int, head_dim_v: int) -> Tile:
-    """The tile of ``kernel`` ("forward", "grad q", "grad kv") for an Apple GPU family (7 to 10).
+    """The tile of ``kernel`` (forward, decode, grad q, grad kv) for an Apple GPU family (7 to 10).
 
     Apple8 shares Apple7's rows, Apple10 shares Apple9's.
     """
     rows = _rows(kernel, "Apple9" if family >= 9 else "Apple7", 8 * element_bytes)
     largest = max(head_dim, head_dim_v)
     return next(tile for most, tile in rows if largest <= most)
+
+
+def splits_of(cores: int, groups: int, keys: int) -> int:
+    """How many parts a decode cuts its keys into, where ``groups`` threadgroups have them all."""
+    wanted = -(-_THREADGROUPS_PER_CORE * cores // groups)
+    return max(1, min(wanted, keys // _LEAST_KEYS))
 
 
 def threadgroup_bytes(tile: Tile, element_bytes: int, head_dim: int, head_dim_v: int) -> int:
@@ -102,9 +124,9 @@ def registers(kernel: str, tile: Tile, element_bytes: int, head_dim: int, head_d
     """
     lane = tile.rows // 8 * 2  # elements a lane holds of each 8 columns
     d, dv = (lane * _padded(dim) // 8 for dim in (head_dim, head_dim_v))
-    accumulated = {"forward": dv, "grad q": d, "grad kv": d + dv}[kernel]
-    products = (1 if kernel == "forward" else 2) * lane * tile.streamed // 8
-    owned = (d if kernel == "forward" else d + dv) * element_bytes // 4
+    accumulated = {"grad q": d, "grad kv": d + dv}.get(kernel, dv)
+    products = (2 if kernel.startswith("grad") else 1) * lane * tile.streamed // 8
+    owned = (d + dv if kernel.startswith("grad") else d) * element_bytes // 4
     return accumulated + products + (owned if tile.owned_in_registers else 0) + 24
 
 

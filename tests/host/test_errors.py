@@ -301,5 +301,6 @@ def test_an_engine_asked_for_never_falls_back() -> None:
         dense(impl="metal")
     with pytest.raises(NotImplementedError, match="impl='stock' cannot serve this call: .*softcap"):
         dense(impl="stock", softcap=2.0)
-    with pytest.raises(NotImplementedError, match="impl='portable'.*gradients"):
-        dense(impl="portable", q=randn(2, 5, 4, 8, requires_grad=True))
+    q, k = randn(2, 5, 4, 8, requires_grad=True).double(), randn(2, 5, 2, 8).double()
+    with pytest.raises(NotImplementedError, match="impl='stock'.*float64 log-sum-exp"):
+        flashmetal.flash_attn_func(q, k, k, impl="stock")

@@ -107,9 +107,18 @@ def test_an_explicit_engine_raises_its_reason() -> None:
         plan(wide, "metal")
 
 
-def test_gradients_go_to_the_reference_and_explicit_engines_refuse() -> None:
+def test_gradients_come_from_the_forwards_engine_or_the_next() -> None:
     problem = make_inputs()[0]._replace(needs_grad=True)
-    assert plan(problem).engine == "reference"
-    for engine in ("stock", "portable"):
-        with pytest.raises(NotImplementedError, match="only the eager reference has a backward"):
-            plan(problem, engine)
+    assert plan(problem)[0::4] == ("stock", "stock")
+    assert plan(problem._replace(dtype=torch.float64))[0::4] == ("stock", "portable")
+    assert plan(problem._replace(softcap=2.0))[0::4] == ("portable", "portable")
+    with pytest.raises(NotImplementedError, match="impl='stock'.*log-sum-exp"):
+        plan(problem._replace(dtype=torch.float64), "stock")
+
+
+def test_gradients_of_a_cache_are_those_of_the_reference() -> None:
+    problem = make_inputs(batch=2, page_size=16)[0]._replace(needs_grad=True)
+    assert plan(problem)[0::4] == ("reference", "reference")
+    assert "paged" in plan(problem).why
+    with pytest.raises(NotImplementedError, match="impl='portable'.*paged"):
+        plan(problem, "portable")

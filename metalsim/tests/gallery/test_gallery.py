@@ -98,6 +98,25 @@ def test_tensor_matmul(rows: int, columns: int, depth: int, layout: str) -> None
     assert (np.abs(c - np.maximum(a @ b + bias, 0)) <= bound).all()
 
 
+@pytest.mark.parametrize("layout", ["apple10", "older", "random:1", "random:2"])
+@pytest.mark.parametrize(("rows", "keys"), [(64, 64), (70, 75), (1, 1)])
+def test_tensor_attention(rows: int, keys: int, layout: str) -> None:
+    q, k, v = (normal(length, 64).astype(np.float16) for length in (rows, keys, keys))
+    out = np.full((rows, 64), np.nan, np.float32)
+    sizes = np.array([(rows, keys, np.log2(np.e) / 8)], np.dtype("i4,i4,f4"))
+    library = compiled("tensor_attention", layout)
+    threads = -(-rows // 64) * 128
+    library.tensor_attention(q, k, v, out, sizes.view(np.uint8), threads=threads, group_size=128)
+    q, k, v = (x.astype(float) for x in (q, k, v))
+    scores = q @ k.T / 8
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    # A probability's relative error is the absolute error of its score and of the row's maximum.
+    score_error = 2 * rounding(np.float32, 66) * (np.abs(q) @ np.abs(k).T / 8).max()
+    bound = (2 * score_error + rounding(np.float32, 2 * keys + 8)) * (p @ np.abs(v))
+    assert (np.abs(out - p @ v) <= bound).all()
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(3, 128), (2, 1000), (2, 5)])
 def test_softmax(rows: int, columns: int) -> None:
     x, out = 20 * normal(rows, columns), np.zeros((rows, columns), np.float32)

@@ -1,183 +1,20 @@
-"""Cooperative tensors: which lane holds what, load and store, reductions, and the handing on of a
-destination as the next input."""
+"""Cooperative tensors: load and store, reductions, and the handing on of a destination as the next
+input."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import metalsim
 
+Tensors = Callable[..., metalsim.ShaderLibrary]
+
 LAYOUTS = ["apple10", "older", "random:0", "random:1", "random:2", "random:3"]
-HEAD = """
-#include <metal_stdlib>
-#include <metal_tensor>
-#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
-using namespace metal;
-using namespace mpp::tensor_ops;
-"""
 
-PLACES = (
-    HEAD
-    + """
-// For every slot of every thread: column, row, or -1 where it is empty; the capacity comes first.
-template <class Tensor>
-void write_places(thread Tensor& ct, device int* out, uint thread_index) {
-  if (thread_index == 0) out[0] = ct.get_capacity();
-  device int* mine = out + 1 + thread_index * ct.get_capacity() * 2;
-  for (uint16_t i = 0; i < ct.get_capacity(); ++i) {
-    const auto index = ct.get_multidimensional_index(i);
-    const bool valid = ct.is_valid_element(i);
-    mine[2 * i] = valid ? index[0] : -1;
-    mine[2 * i + 1] = valid ? index[1] : -1;
-  }
-}
-template <int m, int n, int k, bool ta, bool tb>
-kernel void inputs(device int* left, device int* right, device int* destination,
-                   uint t [[thread_index_in_threadgroup]]) {
-  matmul2d<matmul2d_descriptor(m, n, k, ta, tb), execution_simdgroup> op;
-  auto a = op.template get_left_input_cooperative_tensor<half, half, float>();
-  auto b = op.template get_right_input_cooperative_tensor<half, half, float>();
-  auto c = op.template get_destination_cooperative_tensor<decltype(a), decltype(b), float>();
-  write_places(a, left, t);
-  write_places(b, right, t);
-  write_places(c, destination, t);
-}
-template [[host_name("nn")]] [[kernel]] decltype(inputs<16, 32, 16, false, false>)
-    inputs<16, 32, 16, false, false>;
-template [[host_name("nt")]] [[kernel]] decltype(inputs<16, 32, 16, false, true>)
-    inputs<16, 32, 16, false, true>;
-template [[host_name("tn")]] [[kernel]] decltype(inputs<32, 16, 16, true, false>)
-    inputs<32, 16, 16, true, false>;
-template <int m, int n, class Scope>
-kernel void destinations(device half* x, device int* out, uint t [[thread_index_in_threadgroup]]) {
-  matmul2d<matmul2d_descriptor(m, n), Scope> op;
-  using Memory = decltype(tensor(x, dextents<int, 2>(1, 1)));
-  auto c = op.template get_destination_cooperative_tensor<Memory, Memory, float>();
-  write_places(c, out, t);
-}
-#define DESTINATIONS(name, ...) template [[host_name(name)]] [[kernel]] \\
-    decltype(destinations<__VA_ARGS__>) destinations<__VA_ARGS__>;
-DESTINATIONS("d16x8", 16, 8, execution_simdgroup)
-DESTINATIONS("d4x16", 4, 16, execution_simdgroup)
-DESTINATIONS("d48x32", 48, 32, execution_simdgroups<4>)
-DESTINATIONS("d64x32", 64, 32, execution_simdgroups<4>)
-DESTINATIONS("d2x8", 2, 8, execution_thread)
-"""
-)
-
-
-def places(out: np.ndarray, threads: int) -> np.ndarray:
-    """(threads, capacity, 2): column and row."""
-    capacity = int(out[0])
-    return out[1 : 1 + threads * capacity * 2].reshape(threads, capacity, 2)
-
-
-def test_apple10_is_as_measured_on_an_m5() -> None:
-    """The table that MNN's authors read off an M5 (macOS 26.6) with get_multidimensional_index."""
-    library = metalsim.compile_shader(PLACES)
-    for name, left_rows, right_rows in (("nn", 16, 16), ("nt", 16, 32), ("tn", 16, 16)):
-        outs = [np.zeros(4096, np.int32) for _ in range(3)]
-        getattr(library, name)(*outs, threads=32, group_size=32)
-        for out, rows, fragments in zip(outs, (left_rows, right_rows, 16), (1, 2, 2), strict=True):
-            found = places(out, 32)
-            is_tall = rows == 32 or (name == "tn" and out is outs[2])
-            if name == "tn" and out is not outs[2]:
-                fragments = 2 if out is outs[0] else 1
-            assert found.shape[1] == 8 * fragments, (name, found.shape)
-            for lane in range(32):
-                fm = (lane >> 2 & 4) | (lane >> 1 & 3)
-                fn = ((lane >> 2 & 2) | (lane & 1)) * 4
-                for i in range(8 * fragments):
-                    far = (i >> 3) * 16
-                    column = fn + (i & 3) + (0 if is_tall else far)
-                    row = fm + (i >> 2 & 1) * 8 + (far if is_tall else 0)
-                    assert found[lane, i].tolist() == [column, row], (name, lane, i)
-
-
-def test_older_is_the_split_pair() -> None:
-    """torch's MppAttention: columns {0, 1, 8, 9} from its pair, rows eight apart."""
-    outs = [np.zeros(4096, np.int32) for _ in range(3)]
-    library = metalsim.compile_shader(PLACES, cooperative_layout="older")
-    library.nn(*outs, threads=32, group_size=32)
-    for lane in range(32):
-        row = (lane >> 4 & 1) * 4 + (lane >> 1 & 3)
-        column = (lane >> 3 & 1) * 4 + (lane & 1) * 2
-        expected = [[column + c, row + r] for r in (0, 8) for c in (0, 1, 8, 9)]
-        assert places(outs[0], 32)[lane].tolist() == expected
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_element_has_one_place(layout: str) -> None:
-    library = metalsim.compile_shader(PLACES, cooperative_layout=layout)
-    x = np.zeros(1, np.float16)
-    sizes = [("d16x8", 16, 8, 32), ("d4x16", 4, 16, 32), ("d48x32", 48, 32, 128)]
-    for name, rows, columns, threads in [*sizes, ("d64x32", 64, 32, 128), ("d2x8", 2, 8, 1)]:
-        out = np.zeros(1 << 14, np.int32)
-        getattr(library, name)(x, out, threads=threads, group_size=threads)
-        found = places(out, threads).reshape(-1, 2)
-        valid = found[found[:, 0] >= 0]
-        everything = [[column, row] for row in range(rows) for column in range(columns)]
-        assert sorted(valid.tolist()) == sorted(everything), name
-        if layout.startswith("random") and name != "d2x8":
-            assert len(valid) < len(found), f"{name} should have empty slots"
-
-
-TYPED = (
-    HEAD
-    + """
-// S in float by one operation, rounded slot by slot into a destination of another element type or
-// of an operation of another depth: the same elements only where layouts agree.
-template <class To, int depth>
-kernel void copies(device half* a, device half* b, device float* c) {
-  auto ta = tensor(a, extents<int, 16, 16>());
-  auto tb = tensor(b, extents<int, 32, 16>());
-  auto tc = tensor(c, extents<int, 32, 16>());
-  matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
-  matmul2d<matmul2d_descriptor(16, 32, depth), execution_simdgroup> other;
-  auto s = op.template get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
-  auto p = other.template get_destination_cooperative_tensor<decltype(ta), decltype(tb), To>();
-  op.run(ta, tb, s);
-  for (uint16_t i = 0; i < s.get_capacity(); ++i) p[i] = To(s[i]);
-  for (uint16_t i = 0; i < p.get_capacity(); ++i) {
-    if (!p.is_valid_element(i)) continue;
-    const auto index = p.get_multidimensional_index(i);
-    tc[index[0], index[1]] = p[i];
-  }
-}
-template [[host_name("type")]] [[kernel]] decltype(copies<half, 16>) copies<half, 16>;
-template [[host_name("depth")]] [[kernel]] decltype(copies<float, 32>) copies<float, 32>;
-template [[host_name("same")]] [[kernel]] decltype(copies<float, 16>) copies<float, 16>;
-"""
-)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_may_depend_on_type_and_operation(layout: str) -> None:
-    library = metalsim.compile_shader(TYPED, cooperative_layout=layout)
-    a = np.eye(16, dtype=np.float16)
-    b = np.arange(512, dtype=np.float16).reshape(16, 32)
-    for kernel in ("same", "type", "depth"):
-        c = np.zeros((16, 32), np.float32)
-        getattr(library, kernel)(a, b, c, threads=32, group_size=32)
-        agrees = kernel == "same" or layout not in ("random:1", "random:3")
-        assert (c == b).all() == agrees, kernel
-
-
-def test_random_layouts_differ_and_repeat() -> None:
-    seen = list[list[int]]()
-    for seed in (5, 6, 5):
-        outs = [np.zeros(4096, np.int32) for _ in range(3)]
-        library = metalsim.compile_shader(PLACES, cooperative_layout=f"random:{seed}")
-        library.nn(*outs, threads=32, group_size=32)
-        seen.append(outs[0].tolist())
-    assert seen[0] == seen[2]
-    assert seen[0] != seen[1]
-
-
-ACCESS = (
-    HEAD
-    + """
+ACCESS = """
 kernel void round_trip(device float* in, device float* out, device int* counts,
                        constant int2& size, uint lane [[thread_index_in_simdgroup]]) {
   matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
@@ -243,13 +80,14 @@ kernel void reductions(device T* in, device T* out, device bool* compatible, con
 template [[host_name("reductions_float")]] [[kernel]] decltype(reductions<float>) reductions<float>;
 template [[host_name("reductions_half")]] [[kernel]] decltype(reductions<half>) reductions<half>;
 """
-)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("columns", "rows"), [(32, 16), (21, 5), (40, 20)])
-def test_load_get_set_iterate_store(columns: int, rows: int, layout: str) -> None:
-    library = metalsim.compile_shader(ACCESS, cooperative_layout=layout, check=True)
+def test_load_get_set_iterate_store(
+    tensor_library: Tensors, columns: int, rows: int, layout: str
+) -> None:
+    library = tensor_library(ACCESS, cooperative_layout=layout, check=True)
     x = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
     out, counts = np.full((rows, columns), -1, np.float32), np.zeros((32, 3), np.int32)
     size = np.array([columns, rows], np.int32)
@@ -263,8 +101,8 @@ def test_load_get_set_iterate_store(columns: int, rows: int, layout: str) -> Non
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["float", "half"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_reductions(layout: str, dtype: type[np.floating]) -> None:
-    library = metalsim.compile_shader(ACCESS, cooperative_layout=layout)
+def test_reductions(tensor_library: Tensors, layout: str, dtype: type[np.floating]) -> None:
+    library = tensor_library(ACCESS, cooperative_layout=layout)
     # Multiples of 1/4 add up exactly in half too.
     x = np.random.default_rng(0).integers(-32, -1, (16, 32)).astype(dtype) / dtype(4)
     before, out, compatible = x.copy(), np.zeros((4, 48), dtype), np.zeros(2, bool)
@@ -280,9 +118,7 @@ def test_reductions(layout: str, dtype: type[np.floating]) -> None:
     np.testing.assert_array_equal(x, shifted)
 
 
-CHAIN = (
-    HEAD
-    + """
+CHAIN = """
 // O = 2 (Q K^T) V by one simdgroup, 16 rows, keys in blocks of 32, and the sums of S's rows in
 // column 48; size: keys, columns of q.
 template <bool asks>
@@ -340,11 +176,12 @@ kernel void chain(device half* q, device half* k, device half* v, device float* 
 template [[host_name("asks")]] [[kernel]] decltype(chain<true>) chain<true>;
 template [[host_name("trusts")]] [[kernel]] decltype(chain<false>) chain<false>;
 """
-)
 
 
-def chain_errors(layout: str, kernel: str, seed: int | None = None) -> tuple[np.ndarray, bool]:
-    library = metalsim.compile_shader(CHAIN, cooperative_layout=layout)
+def chain_errors(
+    tensor_library: Tensors, layout: str, kernel: str, seed: int | None = None
+) -> tuple[np.ndarray, bool]:
+    library = tensor_library(CHAIN, cooperative_layout=layout)
     generator = np.random.default_rng(0)
     q, k, v = (
         generator.integers(-3, 4, shape).astype(np.float16)
@@ -361,76 +198,71 @@ def chain_errors(layout: str, kernel: str, seed: int | None = None) -> tuple[np.
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_destination_becomes_the_next_input(layout: str) -> None:
+def test_a_destination_becomes_the_next_input(tensor_library: Tensors, layout: str) -> None:
     """Right everywhere for a kernel that asks; wrong where layouts differ for one that does not."""
-    assert chain_errors(layout, "asks")[1]
-    assert chain_errors(layout, "trusts")[1] == (layout not in ("random:1", "random:3"))
+    assert chain_errors(tensor_library, layout, "asks")[1]
+    assert chain_errors(tensor_library, layout, "trusts")[1] == (
+        layout not in ("random:1", "random:3")
+    )
 
 
 @pytest.mark.parametrize("seed", range(1, 9))
-def test_any_order_of_lanes_gives_the_same_bits(seed: int) -> None:
+def test_any_order_of_lanes_gives_the_same_bits(tensor_library: Tensors, seed: int) -> None:
     """Operations of several sizes follow one another while slow lanes still read results."""
-    out, right = chain_errors("random:2", "asks", seed)
+    out, right = chain_errors(tensor_library, "random:2", "asks", seed)
     assert right
-    assert out.tobytes() == chain_errors("random:2", "asks", None)[0].tobytes()
+    assert out.tobytes() == chain_errors(tensor_library, "random:2", "asks", None)[0].tobytes()
 
 
-HARD_CODED = (
-    HEAD
-    + """
-// Doubles column 3 of a tile, with an M5's lane layout written down instead of asked for.
-kernel void relies_on_apple10(device half* a, device half* b, device float* c,
-                              uint lane [[thread_index_in_simdgroup]]) {
+RIGHT = """
+// C = A (A B) with A B handed on as the right input, or through memory where it cannot be.
+kernel void squared(device half* a, device half* b, device float* c, device bool* direct) {
   auto ta = tensor(a, extents<int, 16, 16>());
   auto tb = tensor(b, extents<int, 32, 16>());
   auto tc = tensor(c, extents<int, 32, 16>());
   matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
-  auto sums = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
-  op.run(ta, tb, sums);
-  const short first_column = ((lane >> 2 & 2) | (lane & 1)) * 4;
-  for (short i = 0; i < 16; ++i)
-    if (first_column + (i & 3) + (i >> 3) * 16 == 3) sums[i] *= 2;
-  sums.store(tc);
+  auto first = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), half>();
+  op.run(ta, tb, first);
+  direct[0] = op.is_compatible_as_right_input<half, half, float>(first);
+  direct[1] = op.is_compatible_as_left_input<half, half, float>(first);
+  if (direct[0]) {
+    auto right = op.get_right_input_cooperative_tensor<half, half, float>(first);
+    op.run(ta, right, tc);
+  } else {
+    threadgroup half stage[16 * 32];
+    auto staged = tensor(stage, extents<int, 32, 16>());
+    first.store(staged);
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    op.run(ta, staged, tc);
+  }
 }
-kernel void asks(device half* a, device half* b, device float* c) {
+kernel void alone(device half* a, device half* b, device float* c) {
   auto ta = tensor(a, extents<int, 16, 16>());
   auto tb = tensor(b, extents<int, 32, 16>());
   auto tc = tensor(c, extents<int, 32, 16>());
-  matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
+  matmul2d<matmul2d_descriptor(16, 32, 16), execution_thread> op;
   auto sums = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
   op.run(ta, tb, sums);
-  for (short i = 0; i < sums.get_capacity(); ++i)
-    if (sums.is_valid_element(i) && sums.get_multidimensional_index(i)[0] == 3) sums[i] *= 2;
   sums.store(tc);
 }
 """
-)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_kernel_that_relies_on_one_layout_goes_wrong_in_others(layout: str) -> None:
-    library = metalsim.compile_shader(HARD_CODED, cooperative_layout=layout)
-    a, b = np.ones((16, 16), np.float16), np.ones((16, 32), np.float16)
-    expected = np.full((16, 32), 16, np.float32)
-    expected[:, 3] *= 2
-    for kernel in ("asks", "relies_on_apple10"):
-        c = np.zeros((16, 32), np.float32)
-        getattr(library, kernel)(a, b, c, threads=32, group_size=32)
-        assert (c == expected).all() == (kernel == "asks" or layout == "apple10"), kernel
+def test_a_destination_becomes_a_right_input(tensor_library: Tensors, layout: str) -> None:
+    library = tensor_library(RIGHT, cooperative_layout=layout)
+    generator = np.random.default_rng(0)
+    a = generator.integers(-3, 4, (16, 16)).astype(np.float16)
+    b = generator.integers(-3, 4, (16, 32)).astype(np.float16)
+    c, direct = np.zeros((16, 32), np.float32), np.zeros(2, bool)
+    library.squared(a, b, c, direct, threads=32, group_size=32)
+    np.testing.assert_array_equal(c, a.astype(int) @ (a.astype(int) @ b.astype(int)))
+    assert direct.tolist() == [layout not in ("random:1", "random:3"), False]
 
 
-def test_the_environment_chooses_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    outs = [np.zeros(4096, np.int32) for _ in range(3)]
-    monkeypatch.setenv("METALSIM_COOPERATIVE_LAYOUT", "older")
-    metalsim.compile_shader(PLACES).nn(*outs, threads=32, group_size=32)
-    assert places(outs[0], 32)[0, 2].tolist() == [8, 0]
-    metalsim.compile_shader(PLACES, cooperative_layout="apple10").nn(
-        *outs, threads=32, group_size=32
-    )
-    assert places(outs[0], 32)[0, 2].tolist() == [2, 0]
-
-
-@pytest.mark.parametrize("text", ["apple9", "random", "random:-1", "random:x", "older:3"])
-def test_unknown_layouts_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r'must be "apple10", "older" or "random:SEED"'):
-        metalsim.compile_shader("kernel void f(device int* x) {}", cooperative_layout=text)
+def test_one_thread_holds_a_whole_destination(tensor_library: Tensors) -> None:
+    a = np.eye(16, dtype=np.float16)
+    b = np.arange(512, dtype=np.float16).reshape(16, 32)
+    c = np.zeros((16, 32), np.float32)
+    tensor_library(RIGHT).alone(a, b, c, threads=1)
+    np.testing.assert_array_equal(c, b)

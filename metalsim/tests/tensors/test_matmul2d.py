@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,14 +11,9 @@ import torch
 
 import metalsim
 
+Tensors = Callable[..., metalsim.ShaderLibrary]
+
 LAYOUTS = ["apple10", "older", "random:0", "random:1", "random:2"]
-HEAD = """
-#include <metal_stdlib>
-#include <metal_tensor>
-#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
-using namespace metal;
-using namespace mpp::tensor_ops;
-"""
 TYPES = {
     "half": torch.float16,
     "bfloat": torch.bfloat16,
@@ -27,9 +23,7 @@ TYPES = {
     "int32_t": torch.int32,
 }
 
-SHAPES = (
-    HEAD
-    + """
+SHAPES = """
 // One tile a threadgroup; the matrices may end anywhere in it. size: rows, columns, depth.
 template <int m, int n, int k, bool ta, bool tb, bool adds, class Scope>
 kernel void product(device half* a, device half* b, device float* c, constant int3& size,
@@ -54,7 +48,6 @@ kernel void product(device half* a, device half* b, device float* c, constant in
 #define PRODUCT(name, ...) \\
   template [[host_name(name)]] [[kernel]] decltype(product<__VA_ARGS__>) product<__VA_ARGS__>;
 """
-)
 SCOPES = {
     "simdgroup": ("execution_simdgroup", 32, (16, 32)),
     "four": ("execution_simdgroups<4>", 128, (64, 32)),
@@ -101,8 +94,8 @@ def bound(terms: int, *products: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("rows", "columns", "depth"), [(64, 64, 64), (35, 45, 75)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_shapes(layout: str, rows: int, columns: int, depth: int) -> None:
-    library = metalsim.compile_shader(shape_kernels(), cooperative_layout=layout)
+def test_shapes(tensor_library: Tensors, layout: str, rows: int, columns: int, depth: int) -> None:
+    library = tensor_library(shape_kernels(), cooperative_layout=layout)
     a = normal(0, rows, depth).astype(np.float16)
     b = normal(1, depth, columns).astype(np.float16)
     exact = a.astype(float) @ b.astype(float)
@@ -124,8 +117,8 @@ def test_shapes(layout: str, rows: int, columns: int, depth: int) -> None:
         assert np.isnan(memory[rows * columns :]).all(), (scope, inner)
 
 
-def test_with_each_compiler(compiler: str) -> None:
-    test_shapes("random:3", 35, 45, 75)
+def test_with_each_compiler(tensor_library: Tensors, compiler: str) -> None:
+    test_shapes(tensor_library, "random:3", 35, 45, 75)
 
 
 def supported(left: str, right: str, result: str) -> bool:
@@ -145,7 +138,7 @@ def supported(left: str, right: str, result: str) -> bool:
 TRIPLES = list(itertools.product(TYPES, repeat=3))
 
 
-def test_types() -> None:
+def test_types(tensor_library: Tensors) -> None:
     """Every row of Apple's table: exact integers, and results rounded once."""
     known = [triple for triple in TRIPLES if supported(*triple)]
     kernels = [
@@ -157,7 +150,7 @@ def test_types() -> None:
         }}""".replace(", tb =", "; auto tb =")
         for i, (a, b, c) in enumerate(known)
     ]
-    library = metalsim.compile_shader(HEAD + "\n".join(kernels))
+    library = tensor_library("\n".join(kernels))
     generator = torch.Generator().manual_seed(0)
     for i, triple in enumerate(known):
         a, b, c = (TYPES[name] for name in triple)
@@ -170,7 +163,7 @@ def test_types() -> None:
         assert torch.equal(out, (left.double() @ right.double()).to(c)), triple
 
 
-def test_refused_types() -> None:
+def test_refused_types(tensor_library: Tensors) -> None:
     """No combination beside Apple's table is accepted."""
     checks = "".join(
         f"static_assert(metalsim::multiplies<{a}, {b}, {c}>() == {str(known).lower()});\n"
@@ -183,10 +176,10 @@ def test_refused_types() -> None:
         for t in ("char", "short", "int", "uint", "long", "bool")
     )
     assert len(TRIPLES) == 216
-    metalsim.compile_shader(HEAD + checks + others + "kernel void f(device int* x) {}")
+    tensor_library(checks + others + "kernel void f(device int* x) {}")
 
 
-RELAXED = HEAD + "".join(
+RELAXED = "".join(
     f"""kernel void {name}(device float* a, device float* b, device float* c) {{
       auto ta = tensor(a, extents<int, 16, 16>());
       auto tb = tensor(b, extents<int, 32, 16>());
@@ -203,8 +196,8 @@ RELAXED = HEAD + "".join(
 )
 
 
-def test_relaxed_precision_cuts_floats() -> None:
-    library = metalsim.compile_shader(RELAXED)
+def test_relaxed_precision_cuts_floats(tensor_library: Tensors) -> None:
+    library = tensor_library(RELAXED)
     a, b = normal(0, 16, 16), normal(1, 16, 32)
     cut_a, cut_b = ((x.view(np.uint32) & 0xFFFFE000).view(np.float32) for x in (a, b))
     results = {}
@@ -218,9 +211,7 @@ def test_relaxed_precision_cuts_floats() -> None:
         assert not (np.abs(results[name] - a.astype(float) @ b) <= limit).all()
 
 
-VIEWS = (
-    HEAD
-    + """
+VIEWS = """
 kernel void strided(device half* a, device half* b, device float* c, constant int* strides) {
   auto ta = tensor(a, dextents<int, 2>(16, 16), array<int, 2>{strides[0], strides[1]});
   auto tb = tensor(b, dextents<int, 2>(32, 16), array<int, 2>{strides[2], strides[3]});
@@ -247,11 +238,10 @@ kernel void parts(device float* x, device float* out) {
   out[9] = whole[7, 0];
 }
 """
-)
 
 
-def test_strides() -> None:
-    library = metalsim.compile_shader(VIEWS)
+def test_strides(tensor_library: Tensors) -> None:
+    library = tensor_library(VIEWS)
     a, b = (normal(i, 64, 64).astype(np.float16) for i in range(2))
     c = np.full((64, 64), 0, np.float32)
     strides = np.array([2, 64, 64, 1, 64, 2], np.int32)
@@ -263,13 +253,13 @@ def test_strides() -> None:
     assert (c[32:] == 0).all()
 
 
-def test_slices() -> None:
+def test_slices(tensor_library: Tensors) -> None:
     x, out = np.arange(60, dtype=np.float32), np.zeros(10, np.float32)
-    metalsim.compile_shader(VIEWS).parts(x, out, threads=1)
+    tensor_library(VIEWS).parts(x, out, threads=1)
     assert out.tolist() == [23, 35, 45, 7, 4, 4, 4, 4, 6 + 10 + 2, -1]
 
 
-CONVENTIONS = HEAD + "".join(
+CONVENTIONS = "".join(
     f"""kernel void {name}(device half* a, device half* b, device float* c) {{
       auto ta = tensor(a, extents<int, 16, 16>());
       auto tb = tensor(b, extents<int, 32, 16>());
@@ -290,9 +280,9 @@ CONVENTIONS = HEAD + "".join(
 
 
 @pytest.mark.parametrize("layout", ["apple10", "random:0", "random:1", "random:2", "random:3"])
-def test_what_multiply_does_with_a_destination(layout: str) -> None:
+def test_what_multiply_does_with_a_destination(tensor_library: Tensors, layout: str) -> None:
     """`multiply` overwrites what lanes hold; for memory Apple's header also says that it adds."""
-    library = metalsim.compile_shader(CONVENTIONS, cooperative_layout=layout)
+    library = tensor_library(CONVENTIONS, cooperative_layout=layout)
     a, b = np.ones((16, 16), np.float16), np.ones((16, 32), np.float16)
     adds = layout in ("random:2", "random:3")
     expected = {
@@ -307,8 +297,8 @@ def test_what_multiply_does_with_a_destination(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_uninitialised_destination_is_poison(layout: str) -> None:
-    library = metalsim.compile_shader(CONVENTIONS, cooperative_layout=layout)
+def test_an_uninitialised_destination_is_poison(tensor_library: Tensors, layout: str) -> None:
+    library = tensor_library(CONVENTIONS, cooperative_layout=layout)
     a, b = np.ones((16, 16), np.float16), np.ones((16, 32), np.float16)
     c = np.zeros((16, 32), np.float32)
     library.lanes_accumulate(a, b, c, threads=32, group_size=32)

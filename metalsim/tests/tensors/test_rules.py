@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 import metalsim
 
-HEAD = """
-#include <metal_stdlib>
-#include <metal_tensor>
-#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
-using namespace metal;
-using namespace mpp::tensor_ops;
-template <class T> using Memory = tensor<T, dextents<int, 2>, tensor_inline>;
-"""
+Tensors = Callable[..., metalsim.ShaderLibrary]
+
+MEMORY = "template <class T> using Memory = tensor<T, dextents<int, 2>, tensor_inline>;"
 RUN = "op.run(A, B, C);"
 LEFT = "auto x = op.get_left_input_cooperative_tensor<half, half, float>();"
 RIGHT = "auto y = op.get_right_input_cooperative_tensor<half, half, float>();"
@@ -34,7 +31,7 @@ def program(
     elements: tuple[str, str, str] = ("half", "half", "float"),
 ) -> str:
     a, b, c = elements
-    return f"""{HEAD}
+    return f"""{MEMORY}
 kernel void f(device {a}* a, device {b}* b, device {c}* c) {{
   Memory<{a}> A(a, dextents<int, 2>(16, 16));
   Memory<{b}> B(b, dextents<int, 2>(32, 16));
@@ -173,7 +170,7 @@ REFUSED = {
         "must be tensor_handle or tensor_inline",
     ),
     "parameter": (
-        f"{HEAD}kernel void f(tensor<device half, dextents<int, 2>> A [[buffer(0)]]) {{}}",
+        "kernel void f(tensor<device half, dextents<int, 2>> A [[buffer(0)]]) {}",
         "a kernel parameter cannot be a tensor",
     ),
 }
@@ -186,31 +183,31 @@ OF_CXX = {  # the message is the C++ compiler's own
 }
 
 
-def test_everything_accepted() -> None:
+def test_everything_accepted(tensor_library: Tensors) -> None:
     for name, source in ACCEPTED.items():
         try:
-            metalsim.compile_shader(source)
+            tensor_library(source)
         except SyntaxError as error:
             pytest.fail(f"{name}: {error}")
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str) -> None:
+def test_refused(tensor_library: Tensors, name: str) -> None:
     source, message = REFUSED[name]
     with pytest.raises(SyntaxError, match=message) as caught:
-        metalsim.compile_shader(source)
+        tensor_library(source)
     assert caught.value.filename == "program_source"
 
 
 @pytest.mark.parametrize("name", OF_CXX)
-def test_refused_by_the_compiler(name: str) -> None:
+def test_refused_by_the_compiler(tensor_library: Tensors, name: str) -> None:
     with pytest.raises(SyntaxError, match=r"program_source:\d+:\d+: error"):
-        metalsim.compile_shader(OF_CXX[name])
+        tensor_library(OF_CXX[name])
 
 
 @pytest.mark.parametrize("name", ["m and n", "types", "input of dynamic K", "source shape"])
-def test_refused_with_each_compiler(name: str, compiler: str) -> None:
-    test_refused(name)
+def test_refused_with_each_compiler(tensor_library: Tensors, name: str, compiler: str) -> None:
+    test_refused(tensor_library, name)
 
 
 def test_programs_without_the_headers_have_no_tensors() -> None:

@@ -26,7 +26,7 @@ from .sequences import Sequence, compute_dtype, sequences
 _LOG2_E = math.log2(math.e)
 
 
-class _Rows(NamedTuple):
+class RowTerms(NamedTuple):
     """What the forward left of each row, and what arrives at it; float32, hidden rows neutral."""
 
     lse: Tensor  # log2 units; +inf where a row saw no key, so that its probabilities are 0
@@ -61,7 +61,7 @@ def gradients(
     wanted: tuple[str, ...],
 ) -> Gradients:
     """The gradients named in ``wanted``; o, lse and the gradients at them as forward gave them."""
-    rows = _row_terms(problem, o, lse, grad_o, grad_lse)
+    rows = row_terms(problem, o, lse, grad_o, grad_lse)
     found = _new_gradients(problem, inputs, wanted)
     held = {name: x for name, x in found._asdict().items() if x is not None and name != "sinks"}
     places = inputs._replace(**{"bias": None, "alibi_slopes": None, **held})
@@ -77,27 +77,28 @@ def gradients(
         _Walk(problem, inputs.rng_state, sequence, place, wanted, tiling, scratch).run()
     if found.sinks is not None:
         assert inputs.sinks is not None
-        found.sinks.copy_(_sink_gradient(problem, inputs.sinks, rows))
+        found.sinks.copy_(sink_gradient(problem, inputs.sinks, rows))
     return _finished(inputs, found)
 
 
-def _row_terms(
+def row_terms(
     problem: AttentionProblem,
     o: Tensor,
     lse: Tensor,
     grad_o: Tensor,
     grad_lse: Tensor | None,
-) -> _Rows:
+) -> RowTerms:
+    """The rows' terms, (B, Hq, Sq) or (Hq, total_q)."""
     dtype = compute_dtype(problem)
     delta = (o.to(dtype) * grad_o.to(dtype)).sum(-1).transpose(-2, -1)
     if grad_lse is not None:
         delta = delta - grad_lse
     hidden = lse == -torch.inf
     lse = (lse.to(dtype) * _LOG2_E).masked_fill_(hidden, torch.inf)
-    return _Rows(lse, delta.masked_fill(hidden, 0.0))
+    return RowTerms(lse, delta.masked_fill(hidden, 0.0))
 
 
-def _sink_gradient(problem: AttentionProblem, sinks: Tensor, rows: _Rows) -> Tensor:
+def sink_gradient(problem: AttentionProblem, sinks: Tensor, rows: RowTerms) -> Tensor:
     """-sum over a head's rows of exp(sink - lse) * delta."""
     p = torch.exp2(sinks.to(rows.lse.dtype)[:, None] * _LOG2_E - rows.lse)
     over = (1,) if problem.layout == "varlen" else (0, 2)

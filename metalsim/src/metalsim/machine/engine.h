@@ -57,7 +57,7 @@ inline constexpr uint32_t matrix_operand_bytes = 256;
 
 // Where the lanes of a simdgroup lay the operands of a tensor operation. A simdgroup has two that
 // take turns, so a lane may begin the next operation while others still read the last one's result.
-inline constexpr uint32_t workspace_bytes = 128 * 1024;
+inline constexpr uint32_t workspace_bytes = 256 * 1024;
 
 // sums += left * right, which is what a tensor_multiply finds in the exchange area: row-major
 // matrices of float, or of int32_t if `integers`.

@@ -1,7 +1,7 @@
 """The engine that runs our own Metal kernels."""
 
 from .backward import backward, refuse_backward
-from .forward import forward, refuse
+from .forward import forward, kernel_for, refuse, refuse_kernel
 from .gpu import Gpu
 from .runtime import Runtime, metal_runtime
 
@@ -10,7 +10,9 @@ __all__ = [
     "Runtime",
     "backward",
     "forward",
+    "kernel_for",
     "metal_runtime",
     "refuse",
     "refuse_backward",
+    "refuse_kernel",
 ]

@@ -22,13 +22,17 @@ class Binding(NamedTuple):
 
 _INPUTS = (
     Binding("q", "const device Element*", None),
-    Binding("k", "const device Element*", None),
-    Binding("v", "const device Element*", None),
+    Binding("k", "const device KeyCode*", None),
+    Binding("v", "const device ValueCode*", None),
 )
 _FEATURES = (
     Binding("cu_seqlens_q", "const device int*", "is_varlen"),
-    Binding("cu_seqlens_k", "const device int*", "is_varlen"),
+    Binding("cu_seqlens_k", "const device int*", "has_cu_seqlens_k"),
     Binding("seqused_k", "const device int*", "has_seqused_k"),
+    Binding("block_table", "const device int*", "has_pages"),
+    Binding("leftpad_k", "const device int*", "has_leftpad_k"),
+    Binding("k_scale", "const device float*", "has_k_scale"),
+    Binding("v_scale", "const device float*", "has_v_scale"),
     Binding("bias", "const device BiasElement*", "has_bias"),
     Binding("alibi_slopes", "const device float*", "has_alibi"),
     Binding("rng_state", "const device long*", "has_dropout"),
@@ -56,8 +60,23 @@ _BACKWARD = (
 TABLES = {
     "attention_forward": _FORWARD,
     "attention_forward_scalar": _FORWARD,
+    "attention_decode": (
+        *_FORWARD,
+        Binding("partial_o", "device float*", "is_split"),
+        Binding("partial_lse", "device float*", "is_split"),
+    ),
+    "attention_combine": (
+        Binding("o", "device Element*", None),
+        Binding("lse", "device float*", None),
+        Binding("partial_o", "const device float*", None),
+        Binding("partial_lse", "const device float*", None),
+    ),
     "attention_backward_delta": _DELTA,
-    "attention_backward_q": (*_BACKWARD, Binding("grad_q", "device Element*", None)),
+    "attention_backward_q": (
+        *_BACKWARD,
+        Binding("grad_q", "device Element*", None),
+        Binding("distances", "device float*", "has_slope_gradient"),
+    ),
     "attention_backward_kv": (
         *_BACKWARD,
         Binding("grad_k", "device Element*", None),

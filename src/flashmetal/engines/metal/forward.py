@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ...problem import AttentionInputs, AttentionProblem
-from ...tiles import tile_of
-from .launch import WIDEST_LOAD, Launch, widest_load
+from ...tiles import DECODE_QUERIES, tile_of
+from .decode import decode
+from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
 from .params import Geometry, pack_integers, pack_scalars
 from .runtime import Runtime, runtime_for
-from .variant import MSL_TYPES, KernelVariant, variant_of
+from .variant import MSL_TYPES, KernelVariant, Loads, variant_of
 
 MOST_HEAD_DIM = 256
 _KERNELS = {"tile": "attention_forward", "scalar": "attention_forward_scalar"}
@@ -30,11 +31,20 @@ def refuse(problem: AttentionProblem) -> str | None:
             f"the Metal kernels take head dims up to {MOST_HEAD_DIM}; got D={problem.head_dim}, "
             f"Dv={problem.head_dim_v}"
         )
-    if problem.page_size or problem.leftpad_k:
-        return "the Metal kernels read no pages and no left padding yet"
-    if problem.k_format != "dense" or problem.v_format != "dense":
-        return "the Metal kernels read no quantised cache yet"
     return None
+
+
+def refuse_kernel(problem: AttentionProblem, kernel: str) -> str | None:
+    """Why one of the kernels cannot serve a call that the engine can; None if it can."""
+    if kernel == "decode" and problem.dropout_p > 0.0:
+        return "the decode kernel has no dropout; use kernel='tile'"
+    return None
+
+
+def kernel_for(problem: AttentionProblem) -> str:
+    """The kernel for a call: "decode" where few queries meet many keys, else "tile"."""
+    few = problem.seqlen_q <= DECODE_QUERIES and problem.seqlen_q < problem.seqlen_k
+    return "decode" if few and refuse_kernel(problem, "decode") is None else "tile"
 
 
 def forward(
@@ -43,10 +53,11 @@ def forward(
     out: Tensor | None = None,
     kernel: str = "tile",
 ) -> tuple[Tensor, Tensor]:
-    """Attention of one call in one launch; see ``plan`` for when it is chosen.
+    """Attention of one call; see ``plan`` for when it is chosen.
 
-    Returns o, contiguous (B, Sq, Hq, Dv) or (total_q, Hq, Dv) in q's dtype (``out`` if given), and
-    lse, float32 (B, Hq, Sq) or (Hq, total_q). ``kernel`` is "tile" or "scalar".
+    One launch, and a second one where "decode" splits over keys. Returns o, contiguous (B, Sq, Hq,
+    Dv) or (total_q, Hq, Dv) in q's dtype (``out`` if given), and lse, float32 (B, Hq, Sq) or (Hq,
+    total_q). ``kernel`` is "tile", "scalar" or "decode".
     """
     q, k, v, bias = inputs[:4]
     shape = q.shape
@@ -61,19 +72,46 @@ def forward(
     geometry = Geometry(
         q.stride(), k.stride(), v.stride(), None if bias is None else bias.stride(), shape[-3]
     )
-    addresses = (q.data_ptr() | k.data_ptr() | v.data_ptr() | o.data_ptr()) % WIDEST_LOAD
-    _launch(problem, geometry, addresses, kernel, runtime).run((*inputs, o, lse))
+    if problem.page_size or problem.k_format != "dense" or problem.v_format != "dense":
+        inputs, geometry = _cached(inputs, geometry)
+    addresses = Addresses(
+        (q.data_ptr() | o.data_ptr()) % WIDEST_LOAD,
+        k.data_ptr() % WIDEST_LOAD,
+        v.data_ptr() % WIDEST_LOAD,
+    )
+    if kernel == "decode":
+        decode(problem, (*inputs, o, lse), geometry, addresses, runtime)
+    else:
+        _launch(problem, geometry, addresses, kernel, runtime).run((*inputs, o, lse))
     return o, lse
+
+
+def _cached(inputs: AttentionInputs, geometry: Geometry) -> tuple[AttentionInputs, Geometry]:
+    """What a cache has beside dense tensors: pages and scales. Metal knows fp8 as bytes."""
+    k, v, k_scale, v_scale = inputs.k, inputs.v, inputs.k_scale, inputs.v_scale
+    table = inputs.block_table
+    geometry = geometry._replace(
+        k_scale=None if k_scale is None else k_scale.stride(),
+        v_scale=None if v_scale is None else v_scale.stride(),
+        pages=0 if table is None else table.shape[1],
+    )
+    if k.dtype == torch.float8_e4m3fn:
+        k = k.view(torch.uint8)
+    if v.dtype == torch.float8_e4m3fn:
+        v = v.view(torch.uint8)
+    return inputs._replace(k=k, v=v), geometry
 
 
 @lru_cache(maxsize=4096)
 def _launch(
-    problem: AttentionProblem, geometry: Geometry, addresses: int, kernel: str, runtime: Runtime
+    problem: AttentionProblem,
+    geometry: Geometry,
+    addresses: Addresses,
+    kernel: str,
+    runtime: Runtime,
 ) -> Launch:
-    size = problem.dtype.itemsize
-    row_bytes = size * (problem.head_dim | problem.head_dim_v)
-    vector = widest_load(row_bytes, size, addresses, geometry)
-    variant = forward_variant(problem, vector, kernel, runtime.gpu.family)
+    loads = loads_of(problem, geometry, addresses)
+    variant = forward_variant(problem, loads, kernel, runtime.gpu.family)
     rows, group = _SCALAR_GROUP, _SCALAR_GROUP
     if variant.tile is not None:
         rows, group = variant.tile.owned, variant.tile.threads
@@ -83,14 +121,14 @@ def _launch(
 
 
 def forward_variant(
-    problem: AttentionProblem, vector: int, kernel: str, family: int
+    problem: AttentionProblem, loads: Loads, kernel: str, family: int
 ) -> KernelVariant:
     """The compile-time facts of the kernel that serves ``problem`` on an Apple GPU ``family``."""
     tile = None
     if kernel == "tile":
         sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
         tile = tile_of("forward", family, *sizes)
-    return variant_of(problem, _KERNELS[kernel], tile, vector)
+    return variant_of(problem, _KERNELS[kernel], tile, loads)
 
 
 def _without_keys(inputs: AttentionInputs, o: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ...problem import AttentionInputs
+from ...problem import AttentionInputs, AttentionProblem
 from . import bindings
 from .params import Geometry
 from .runtime import Runtime
-from .variant import KernelVariant
+from .variant import KernelVariant, Loads
 
 WIDEST_LOAD = 16  # bytes
 
@@ -19,7 +19,8 @@ WIDEST_LOAD = 16  # bytes
 OPERANDS = (
     *AttentionInputs._fields,
     *("o", "lse"),
-    *("grad_o", "grad_lse", "delta", "grad_q", "grad_k", "grad_v", "grad_bias"),
+    *("partial_o", "partial_lse"),
+    *("grad_o", "grad_lse", "delta", "grad_q", "grad_k", "grad_v", "grad_bias", "distances"),
 )
 
 
@@ -61,13 +62,37 @@ class Launch(NamedTuple):
         )
 
 
-def widest_load(row_bytes: int, element_bytes: int, addresses: int, geometry: Geometry) -> int:
-    """Elements in the widest device load that every row of every operand is aligned to.
+class Addresses(NamedTuple):
+    """The low bits of the addresses of q (and o and gradients), of k and of v, in bytes."""
 
-    ``row_bytes`` and ``addresses`` hold the low bits of all rows' sizes and of all addresses.
-    """
-    bits = WIDEST_LOAD | addresses | row_bytes
-    for strides in (geometry.q, geometry.k, geometry.v, geometry.grad_o or ()):
-        for stride in strides[:-1]:
-            bits |= element_bytes * stride
+    q: int
+    k: int
+    v: int
+
+
+def loads_of(problem: AttentionProblem, geometry: Geometry, addresses: Addresses) -> Loads:
+    """The widest loads that every row of every operand is aligned to."""
+    size = problem.dtype.itemsize
+    rows = problem.head_dim | problem.head_dim_v  # of o and the gradients, which are contiguous
+    q = widest_load(size, addresses.q, (rows, *geometry.q[:-1], *(geometry.grad_o or ())[:-1]))
+    loads = [q]
+    for cache_format, head_dim, address, strides in (
+        (problem.k_format, problem.head_dim, addresses.k, geometry.k),
+        (problem.v_format, problem.head_dim_v, addresses.v, geometry.v),
+    ):
+        codes = widest_load(
+            size if cache_format == "dense" else 1,
+            address,
+            (head_dim // 2 if cache_format == "int4" else head_dim, *strides[:-1]),
+        )
+        elements = 2 * codes if cache_format == "int4" else codes
+        loads.append(min(elements, WIDEST_LOAD // size))
+    return Loads(*loads)
+
+
+def widest_load(element_bytes: int, address: int, strides: tuple[int, ...]) -> int:
+    """Elements in the widest load at an address and all multiples of strides, in elements."""
+    bits = WIDEST_LOAD | address
+    for stride in strides:
+        bits |= element_bytes * stride
     return (bits & -bits) // element_bytes

@@ -38,6 +38,15 @@ INTEGERS = (
     "bias_stride_key",
     "alibi_stride_batch",
     "dropout_threshold",  # of 65536
+    "pages_per_sequence",  # columns of the block table; k and v have pages for batches then
+    "k_scale_stride_batch",
+    "k_scale_stride_row",
+    "k_scale_stride_head",
+    "v_scale_stride_batch",
+    "v_scale_stride_row",
+    "v_scale_stride_head",
+    "splits",  # over keys, of a decode
+    "rows_and_heads",  # rows of q times their heads
 )
 BACKWARD_INTEGERS = (
     "batch",
@@ -76,9 +85,14 @@ class Geometry(NamedTuple):
     bias: tuple[int, ...] | None
     rows_q: int  # of a packed batch; Sq of a dense one
     grad_o: tuple[int, ...] | None = None
+    k_scale: tuple[int, ...] | None = None
+    v_scale: tuple[int, ...] | None = None
+    pages: int = 0  # columns of the block table
 
 
-def pack_integers(problem: AttentionProblem, geometry: Geometry) -> tuple[int, ...]:
+def pack_integers(
+    problem: AttentionProblem, geometry: Geometry, splits: int = 1
+) -> tuple[int, ...]:
     """The values of :data:`INTEGERS` for one call, in order."""
     dense = problem.layout == "dense"
     bias = (0, 0, 0, 0)
@@ -102,6 +116,14 @@ def pack_integers(problem: AttentionProblem, geometry: Geometry) -> tuple[int, .
         *bias,
         problem.heads_q if problem.alibi == "batch_head" else 0,
         round(problem.dropout_p * 65536),
+        geometry.pages,
+        *(
+            stride
+            for scale in (geometry.k_scale or (0, 0, 0), geometry.v_scale or (0, 0, 0))
+            for stride in ((0, *scale[:2]) if len(geometry.k) == 3 else scale[:3])
+        ),
+        splits,
+        (problem.batch if dense else 1) * geometry.rows_q * problem.heads_q,
     )
 
 

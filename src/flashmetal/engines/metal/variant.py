@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from ...cache_formats import FORMATS
 from ...problem import AttentionProblem
 from ...tiles import Tile
 from . import bindings, msl, params
@@ -19,11 +20,15 @@ from . import bindings, msl, params
 MSL_TYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 
 # Headers in the order in which they build on each other.
-_SHARED = ("sequence.h", "mask.h", "score.h", "random.h")
+CODE_TYPES = {"int8": "char", "fp8": "uchar", "int4": "uchar"}
+
+_SHARED = ("sequence.h", "mask.h", "key_value.h", "score.h", "random.h")
 _FORWARD = (*_SHARED, "softmax.h", "epilogue.h")
 _BACKWARD = (*_SHARED, "gradient.h", "tile.h")
 _FILES = {
-    "attention_forward": (*_FORWARD, "tile.h", "attention_forward.metal"),
+    "attention_forward": (*_FORWARD, "tile.h", "attend.h", "attention_forward.metal"),
+    "attention_decode": (*_FORWARD, "tile.h", "attend.h", "attention_decode.metal"),
+    "attention_combine": ("attention_combine.metal",),
     "attention_forward_scalar": (*_FORWARD, "attention_forward_scalar.metal"),
     "attention_backward_delta": ("attention_backward_delta.metal",),
     "attention_backward_q": (*_BACKWARD, "attention_backward_q.metal"),
@@ -33,7 +38,11 @@ _FILES = {
 
 
 class KernelVariant(NamedTuple):
-    """One kernel as compiled. ``vector`` is the elements in one device load of q, k and v."""
+    """One kernel as compiled.
+
+    ``vector``, ``vector_k`` and ``vector_v`` are the elements in one aligned device load of q (and
+    what is like it), of k and of v. ``group`` is the query heads a kv head, where they are packed.
+    """
 
     kernel: str
     dtype: torch.dtype
@@ -51,23 +60,59 @@ class KernelVariant(NamedTuple):
     has_seqused_k: bool
     has_dropout: bool = False
     has_grad_lse: bool = False
+    has_slope_gradient: bool = False
+    page_size: int = 0
+    has_leftpad_k: bool = False
+    k_format: str = "dense"
+    v_format: str = "dense"
+    vector_k: int = 1
+    vector_v: int = 1
+    group: int = 1
+    packs_heads: bool = False
+    is_split: bool = False
 
     @property
     def has_bias(self) -> bool:
         return self.bias_dtype is not None
 
+    @property
+    def has_pages(self) -> bool:
+        return self.page_size > 0
+
+    @property
+    def has_cu_seqlens_k(self) -> bool:
+        return self.is_varlen and not self.has_pages
+
+    @property
+    def has_k_scale(self) -> bool:
+        return self.k_format != "dense"
+
+    @property
+    def has_v_scale(self) -> bool:
+        return self.v_format != "dense"
+
+
+class Loads(NamedTuple):
+    """Elements in one aligned load of every row of q (and o and gradients), of k and of v."""
+
+    q: int = 1
+    k: int = 1
+    v: int = 1
+
 
 def variant_of(
-    problem: AttentionProblem, kernel: str, tile: Tile | None, vector: int
+    problem: AttentionProblem, kernel: str, tile: Tile | None, loads: Loads
 ) -> KernelVariant:
-    """The facts of ``kernel`` for ``problem``; only tile kernels make use of ``vector``."""
+    """The facts of ``kernel`` for ``problem``; kernels without a tile load element by element."""
+    if tile is None:
+        loads = Loads()
     return KernelVariant(
         kernel=kernel,
         dtype=problem.dtype,
         head_dim=problem.head_dim,
         head_dim_v=problem.head_dim_v,
         tile=tile,
-        vector=vector if tile is not None else 1,
+        vector=loads.q,
         # A window as long as the sequences masks nothing.
         has_window_left=0 <= problem.window_left < problem.seqlen_k - 1,
         has_window_right=0 <= problem.window_right < problem.seqlen_q - 1,
@@ -78,6 +123,12 @@ def variant_of(
         is_varlen=problem.layout == "varlen",
         has_seqused_k=problem.seqused_k,
         has_dropout=problem.dropout_p > 0.0,
+        page_size=problem.page_size,
+        has_leftpad_k=problem.leftpad_k,
+        k_format=problem.k_format,
+        v_format=problem.v_format,
+        vector_k=loads.k,
+        vector_v=loads.v,
     )
 
 
@@ -104,8 +155,21 @@ def _prelude(variant: KernelVariant) -> str:
         "HAS_SEQUSED_K": variant.has_seqused_k,
         "HAS_DROPOUT": variant.has_dropout,
         "HAS_GRAD_LSE": variant.has_grad_lse,
+        "HAS_SLOPE_GRADIENT": variant.has_slope_gradient,
+        "HAS_PAGES": variant.has_pages,
+        "HAS_LEFTPAD_K": variant.has_leftpad_k,
+        "PACKS_HEADS": variant.packs_heads,
     }
-    sizes = {"HEAD_DIM": variant.head_dim, "HEAD_DIM_V": variant.head_dim_v}
+    sizes = {
+        "HEAD_DIM": variant.head_dim,
+        "HEAD_DIM_V": variant.head_dim_v,
+        "PAGE_SIZE": max(variant.page_size, 1),
+        "GROUP": variant.group,
+        "K_FORMAT": FORMATS.index(variant.k_format),
+        "V_FORMAT": FORMATS.index(variant.v_format),
+        "K_VECTOR": variant.vector_k,
+        "V_VECTOR": variant.vector_v,
+    }
     if variant.tile is not None:
         flags["OWNED_IN_REGISTERS"] = variant.tile.owned_in_registers
         sizes |= {
@@ -123,6 +187,8 @@ def _prelude(variant: KernelVariant) -> str:
         "",
         f"typedef {element} Element;",
         f"typedef {bias_element} BiasElement;",
+        f"typedef {CODE_TYPES.get(variant.k_format, element)} KeyCode;",
+        f"typedef {CODE_TYPES.get(variant.v_format, element)} ValueCode;",
         *(f"constant constexpr bool {name} = {str(on).lower()};" for name, on in flags.items()),
         *(f"constant constexpr int {name} = {value};" for name, value in sizes.items()),
     ]

@@ -71,7 +71,8 @@ struct FragmentLayout {
   }
 };
 
-// The elements along one dimension of a matrix: each lane has those of its own rows or columns.
+// The elements along one dimension of a matrix: each lane has those of its own rows or columns, and
+// of the lanes that have the same one stores it.
 template <int length, bool of_rows>
 struct FragmentLineLayout {
   static constexpr int each = of_rows ? 2 : 4;
@@ -82,6 +83,9 @@ struct FragmentLineLayout {
         of_rows ? Fragment::row(lane, slot % each) : Fragment::column(lane, slot % each);
     const int index = slot / each * 16 + within;
     return {{index, 0}, index < length};
+  }
+  static METALSIM_INLINE bool stores(int lane, int) {
+    return (of_rows ? Fragment::column(lane, 0) : Fragment::row(lane, 0)) == 0;
   }
 };
 
@@ -139,6 +143,9 @@ struct RandomLineLayout {
     const int index = layouts_agree ? (permutation(static_cast<uint64_t>(slot)) + lane) % length
                                     : permutation(static_cast<uint64_t>(slot * 32 + lane));
     return {{index, 0}, index < length};
+  }
+  static METALSIM_INLINE bool stores(int lane, int slot) {
+    return !layouts_agree || place(lane, slot).index[0] % 32 == lane;
   }
 };
 

@@ -139,6 +139,9 @@ class cooperative_tensor {
     check_memory<T, E>();
     for (int slot = 0; slot < Layout::capacity; ++slot) {
       const metalsim::Place place = Layout::place(slot);
+      if constexpr (Layout::is_reduction) {
+        if (!Layout::stores(slot)) continue;
+      }
       if (place.valid && inside(target, place)) element(target, place) = elements[slot];
     }
   }

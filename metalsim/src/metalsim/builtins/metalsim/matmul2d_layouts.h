@@ -125,6 +125,9 @@ struct ReductionLayout {
   static METALSIM_INLINE Place place(int slot) {
     return Line::place(static_cast<int>(backend::lane()), slot);
   }
+  static METALSIM_INLINE bool stores(int slot) {
+    return Line::stores(static_cast<int>(backend::lane()), slot);
+  }
 };
 
 template <class T>

@@ -76,20 +76,15 @@ inline float column_sum(float x) {
         const device Element* grad_o =
             operands.grad_o + long(head) * params.grad_o_stride_head +
             sequence.q_offset(params.grad_o_stride_batch, params.grad_o_stride_row, first_row);
-        const device Element* k =
-            operands.k + long(head_k) * params.k_stride_head +
-            sequence.k_offset(params.k_stride_batch, params.k_stride_row, key);
-        const device Element* v =
-            operands.v + long(head_k) * params.v_stride_head +
-            sequence.k_offset(params.v_stride_batch, params.v_stride_row, key);
-        stage<HEAD_DIM>(k_tile, k, params.k_stride_row, sequence.k_length - key, thread_index);
-        stage<HEAD_DIM_V>(v_tile, v, params.v_stride_row, sequence.k_length - key, thread_index);
+        stage_keys_and_values(k_tile, v_tile, keys_of(params, operands, head_k),
+                              values_of(params, operands, head_k), sequence, key, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
+        const StagedBlock<HEAD_DIM> k = {k_tile};
+        const StagedBlock<HEAD_DIM_V> v = {v_tile};
         Scores scores = Scores::multiply(
-            Owned<HEAD_DIM>::load(q, params.q_stride_row, rows_left, lane), k_tile, lane);
+            Owned<HEAD_DIM>::load(q, params.q_stride_row, rows_left, lane), k, lane);
         Scores grad_scores = Scores::multiply(
-            Owned<HEAD_DIM_V>::load(grad_o, params.grad_o_stride_row, rows_left, lane), v_tile,
-            lane);
+            Owned<HEAD_DIM_V>::load(grad_o, params.grad_o_stride_row, rows_left, lane), v, lane);
         add(sum, scores, grad_scores, params, operands, sequence, score, mask, dropout, head,
             first_row, key, lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);

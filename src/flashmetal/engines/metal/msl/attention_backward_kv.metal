@@ -71,14 +71,16 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
     const Score score = Score::of(params, scalars, operands, sequence, head);
     const Dropout dropout = Dropout::of(params, scalars, operands, sequence.batch, head);
     for (int row = row_begin; row < row_end; row += STREAMED) {
-      const device Element* q = operands.q + long(head) * params.q_stride_head +
-                                sequence.q_offset(params.q_stride_batch, params.q_stride_row, row);
-      const device Element* grad_o =
-          operands.grad_o + long(head) * params.grad_o_stride_head +
-          sequence.q_offset(params.grad_o_stride_batch, params.grad_o_stride_row, row);
       const int rows_left = sequence.q_length - row;
-      stage<HEAD_DIM>(q_tile, q, params.q_stride_row, rows_left, thread_index);
-      stage<HEAD_DIM_V>(grad_o_tile, grad_o, params.grad_o_stride_row, rows_left, thread_index);
+      const PlainRows q = {operands.q + long(head) * params.q_stride_head +
+                               sequence.q_offset(params.q_stride_batch, params.q_stride_row, row),
+                           params.q_stride_row};
+      const PlainRows grad_o = {
+          operands.grad_o + long(head) * params.grad_o_stride_head +
+              sequence.q_offset(params.grad_o_stride_batch, params.grad_o_stride_row, row),
+          params.grad_o_stride_row};
+      stage<HEAD_DIM>(q_tile, q, rows_left, thread_index);
+      stage<HEAD_DIM_V>(grad_o_tile, grad_o, rows_left, thread_index);
       if (int(thread_index) < STREAMED) {
         const RowStatistics loaded =
             RowStatistics::load(params, operands, sequence, head, row + int(thread_index));
@@ -87,11 +89,13 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
       if (row < simdgroup_end && row + STREAMED > simdgroup_begin) {
-        Scores scores = Scores::multiply(keys, q_tile, lane);
-        Scores grad_scores = Scores::multiply(values, grad_o_tile, lane);
+        const StagedBlock<HEAD_DIM> q_block = {q_tile};
+        const StagedBlock<HEAD_DIM_V> grad_o_block = {grad_o_tile};
+        Scores scores = Scores::multiply(keys, q_block, lane);
+        Scores grad_scores = Scores::multiply(values, grad_o_block, lane);
         differentiate(scores, grad_scores, statistics, score, mask, dropout, row, first_key, lane);
-        grad_v.accumulate(scores, grad_o_tile, lane);
-        grad_k.accumulate(grad_scores, q_tile, lane);
+        grad_v.accumulate(scores, grad_o_block, lane);
+        grad_k.accumulate(grad_scores, q_block, lane);
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }

@@ -2,11 +2,12 @@
 // the key blocks they see, as the forward kernel does; S and dP are made again from q, k, v and
 // grad_o, and never leave registers.
 
-// Turns products S and dP into dS, which takes dP's place.
+// Turns products S and dP into dS, which takes dP's place. ALiBi's distances, each times the
+// gradient of its logit, add up to the gradient of the slope.
 inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
-                          const thread RowStatistics* statistics, const thread Score& score,
-                          const thread Mask& mask, const thread Dropout& dropout, int first_row,
-                          int first_key, Lane lane) {
+                          thread float* distances, const thread RowStatistics* statistics,
+                          const thread Score& score, const thread Mask& mask,
+                          const thread Dropout& dropout, int first_row, int first_key, Lane lane) {
   const bool whole =
       mask.keeps_all(first_row, first_row + ROWS - 1, first_key, first_key + STREAMED - 1);
 #pragma clang loop unroll(full)
@@ -25,6 +26,7 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
                                    HAS_DROPOUT ? dropout.weight(drawn, key) : 1.0f, row, key);
         grad_scores.fragments[i][j].thread_elements()[e] =
             pair.grad_logit * score.derivative(product);
+        if (HAS_SLOPE_GRADIENT) distances[i] += pair.grad_logit * score.distance(row, key);
       }
     }
   }
@@ -67,31 +69,34 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
     statistics[i] =
         RowStatistics::load(params, operands, sequence, head, first_row + i * 8 + lane.row);
   Accumulator<HEAD_DIM> grad_q = Accumulator<HEAD_DIM>::zero();
+  float distances[ROW_FRAGMENTS] = {};
 
   const int key_end = mask.key_end(block * OWNED + OWNED - 1);
   const int simdgroup_begin = mask.key_begin(first_row);
   const int simdgroup_end = mask.key_end(first_row + ROWS - 1);
   for (int key = mask.key_begin(block * OWNED) / STREAMED * STREAMED; key < key_end;
        key += STREAMED) {
-    const device Element* k = operands.k + long(head_k) * params.k_stride_head +
-                              sequence.k_offset(params.k_stride_batch, params.k_stride_row, key);
-    const device Element* v = operands.v + long(head_k) * params.v_stride_head +
-                              sequence.k_offset(params.v_stride_batch, params.v_stride_row, key);
-    stage<HEAD_DIM>(k_tile, k, params.k_stride_row, sequence.k_length - key, thread_index);
-    stage<HEAD_DIM_V>(v_tile, v, params.v_stride_row, sequence.k_length - key, thread_index);
+    stage_keys_and_values(k_tile, v_tile, keys_of(params, operands, head_k),
+                          values_of(params, operands, head_k), sequence, key, thread_index);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (key < simdgroup_end && key + STREAMED > simdgroup_begin) {
-      Scores scores = Scores::multiply(queries, k_tile, lane);
-      Scores grad_scores = Scores::multiply(grad_outputs, v_tile, lane);
-      differentiate(scores, grad_scores, statistics, score, mask, dropout, first_row, key, lane);
-      grad_q.accumulate(grad_scores, k_tile, lane);
+      const StagedBlock<HEAD_DIM> k = {k_tile};
+      const StagedBlock<HEAD_DIM_V> v = {v_tile};
+      Scores scores = Scores::multiply(queries, k, lane);
+      Scores grad_scores = Scores::multiply(grad_outputs, v, lane);
+      differentiate(scores, grad_scores, distances, statistics, score, mask, dropout, first_row,
+                    key, lane);
+      grad_q.accumulate(grad_scores, k, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 
   for (int i = 0; i < ROW_FRAGMENTS; ++i) {
     const int row = first_row + i * 8 + lane.row;
+    if (HAS_SLOPE_GRADIENT) distances[i] = row_sum(distances[i]);
     if (row >= sequence.q_length) continue;
+    if (HAS_SLOPE_GRADIENT && lane.column == 0)
+      operands.distances[row_index(params, sequence, head, row)] = distances[i];
     device Element* grad_row =
         operands.grad_q + long(head) * HEAD_DIM +
         sequence.q_offset(params.grad_q_stride_batch, params.heads_q * HEAD_DIM, row);

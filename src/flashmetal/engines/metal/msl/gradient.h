@@ -1,3 +1,9 @@
+// The place of a row and head among floats of the layout of lse.
+inline long row_index(constant AttentionParams& params, const thread Sequence& sequence, int head,
+                      int row) {
+  return sequence.q_offset(params.lse_stride_batch, 1, row) + long(head) * params.lse_stride_head;
+}
+
 // What backward keeps of a query row's softmax. Rows past the end, and rows without a normaliser,
 // have no probability anywhere.
 struct RowStatistics {
