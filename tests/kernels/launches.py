@@ -51,11 +51,19 @@ def scalar(fields: dict[str, Any]) -> tuple[Tensor, ...]:
     return tile(fields, "scalar")
 
 
+def decode(fields: dict[str, Any]) -> tuple[Tensor, ...]:
+    """In two parts, which a second launch combines."""
+    problem, inputs = make_inputs(**fields)
+    return metal.forward(problem._replace(num_splits=2), inputs, kernel="decode")
+
+
 def gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
     problem, inputs = make_inputs(**fields)
     o, lse = attention_reference(problem, inputs)
     wanted = tuple(
-        name for name in ("q", "k", "v", "bias", "sinks") if getattr(inputs, name) is not None
+        name
+        for name in ("q", "k", "v", "bias", "alibi_slopes", "sinks")
+        if getattr(inputs, name) is not None
     )
     generator = torch.Generator().manual_seed(1)
     grad_o = torch.randn(o.shape, generator=generator, dtype=o.dtype)
@@ -64,6 +72,7 @@ def gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
 
 
 VARLEN = {"lengths_q": (5, 0, 33), "lengths_k": (40, 7, 64), "window_right": 0}
+PAGES = {"head_dim": 32, "page_size": 8, "batch": 2, "seqused_k": (70, 41)}
 LAUNCHES: dict[str, Launch] = {
     "tile": Launch(tile),
     "tile, M3": Launch(tile, {"dtype": torch.float16}, "M3"),
@@ -73,12 +82,15 @@ LAUNCHES: dict[str, Launch] = {
     "tile, head dim 256": Launch(tile, {"head_dim": 256, "seqlen_q": 33, "seqlen_k": 40}),
     "scalar": Launch(scalar, {"window_right": 0, "sinks": True}),
     "scalar, varlen": Launch(scalar, VARLEN),
+    "tile, pages": Launch(tile, {**PAGES, "k_format": "int8", "v_format": "int4"}),
+    "decode": Launch(decode, {"seqlen_q": 1, "heads_q": 4}),
+    "decode, pages": Launch(decode, {**PAGES, "seqlen_q": 3, "k_format": "fp8"}),
     "backward, bias": Launch(gradients, {"bias": True}),
     "backward, bias over batch and rows": Launch(
         gradients, {"batch": 2, "bias": (True, False, True), "dropout_p": 0.2}
     ),
     "backward, M3": Launch(gradients, {"dtype": torch.float16, "window_right": 0}, "M3"),
-    "backward, varlen": Launch(gradients, {**VARLEN, "sinks": True}),
+    "backward, varlen": Launch(gradients, {**VARLEN, "sinks": True, "alibi": True}),
     "backward, head dim 128": Launch(gradients, {"head_dim": 128}),
 }
 
@@ -148,6 +160,16 @@ GALLERY_LAUNCHES = (
         ),
         (256, 2),
         (128, 1),
+    ),
+    GalleryLaunch(
+        "tensor_attention",
+        "tensor_attention",
+        (
+            *("random:half:70x64", "random:half:75x64", "random:half:75x64", "zeros:float:70x64"),
+            np.array([(70, 75, 0.18)], np.dtype("i4,i4,f4")).view(np.uint8),
+        ),
+        (256,),
+        (128,),
     ),
     GalleryLaunch(
         "softmax",
