@@ -8,6 +8,7 @@ lines that are named:
     shared[i] = 1;          // race 1 write           the two lines with "race 1" are the two sides
     out[i] = shared[0];     // race 1 read; bounds write
     shared[0] = 1;          // race 2 write+write     both sides are this line
+    *(device float4*)x = y; // alignment              which way, the compiler does not always say
 
 Choice of cases: hazards as racecheck's (read after write, write after read, write after write), the
 flags and scopes of barriers, what GPUVerify's suite has (loops, equal values, sizes of elements,
@@ -28,7 +29,7 @@ from metalsim.buffer_files import read_buffer
 
 CASES = Path(__file__).parent / "cases"
 _LAUNCH = re.compile(r"// (finds|clean) (\w+)((?: --\w+(?: [\w.:]+)+)+)")
-_MARK = re.compile(r"(?:race (\d+)|(bounds|uninitialized|alignment)) ([a-z+]+)")
+_MARK = re.compile(r"(?:race (\d+)|(bounds|uninitialized|alignment))(?: ([a-z+]+))?")
 
 Side = tuple[int, str]  # line and access
 
@@ -84,11 +85,12 @@ def read_marks(lines: list[str], begin: int, end: int) -> frozenset[tuple[str, t
 
 def found(findings: Iterable[metalsim.Finding]) -> set[tuple[str, tuple[Side, ...]]]:
     """Findings as the marks give them."""
-    sides = [(f.kind, [(f.line, f.access)], f.other) for f in findings]
-    return {
-        (kind, tuple(sorted(own + ([(other.line, other.access)] if other else []))))
-        for kind, own, other in sides
-    }
+    marks = set[tuple[str, tuple[Side, ...]]]()
+    for finding in findings:
+        sides = [finding] if finding.other is None else [finding, finding.other]
+        lines = [(s.line, "" if finding.kind == "alignment" else s.access) for s in sides]
+        marks.add((finding.kind, tuple(sorted(lines))))
+    return marks
 
 
 ALL_CASES = [case for path in sorted(CASES.glob("*.metal")) for case in read_cases(path)]

@@ -80,22 +80,6 @@ kernel void into_the_next_array(device float* out, uint i [[thread_position_in_t
   out[i] = first[i % 32] + second[i % 32];
 }
 
-// finds private_array --buffers arange:int32:8 zeros:float32:8 --threads 8
-kernel void private_array(device const int* index, device float* out,
-                          uint i [[thread_position_in_grid]]) {
-  float table[4];
-  for (int at = 0; at < 4; ++at) table[at] = at;
-  out[i] = table[index[i]];  // bounds read
-}
-
-// finds private_array_written --buffers arange:int32:5 zeros:float32:8 --threads 5
-kernel void private_array_written(device const int* index, device float* out,
-                                  uint i [[thread_position_in_grid]]) {
-  float table[4] = {0, 0, 0, 0};
-  table[index[i]] = 1;  // bounds write
-  out[i] = table[0] + table[1] + table[2] + table[3];
-}
-
 // clean private_array_within --buffers arange:int32:4 zeros:float32:4 --threads 4
 kernel void private_array_within(device const int* index, device float* out,
                                  uint i [[thread_position_in_grid]]) {
