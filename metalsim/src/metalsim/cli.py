@@ -1,4 +1,4 @@
-"""The command line: `metalsim run` and `metalsim profile`; needs numpy (the extra `cli`)."""
+"""The command line: `metalsim run`, `check` and `profile`; needs numpy (the extra `cli`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checks import CHECKS, Check
 from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
+from .findings import collect_findings
 from .grid import read_grid
 from .library import Kernel, compile_shader
 from .profile_report import lines_table, prediction_table, totals_table
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UnicodeDecodeError) as error:
         return _complain(f"{path}: {error}")
     try:
-        return _profile(options, source) if options.command == "profile" else _run(options, source)
+        return _COMMANDS[options.command](options, source)
     except SyntaxError as error:
         print(_quote_errors(str(error), path, source), file=sys.stderr)
         return 1
@@ -79,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--rtol", type=float, default=1e-5, help="for --expect, default %(default)s")
     run.add_argument("--atol", type=float, default=1e-6, help="for --expect, default %(default)s")
+    check = commands.add_parser(
+        "check", help="launch a kernel and list its races and bad accesses; status 1 if it has any"
+    )
+    _add_launch(check)
+    check.add_argument(
+        "--only",
+        metavar="NAMES",
+        help=f"these checks alone, separated by commas: {', '.join(CHECKS)}",
+    )
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
     profile = commands.add_parser("profile", help="launch a kernel and count its work")
     _add_launch(profile)
     profile.add_argument("--by-line", action="store_true", help="also by line of the source")
@@ -146,6 +158,20 @@ def _expectation(word: str, arrays: dict[int, Buffer]) -> tuple[int, Path]:
     return int(slot), Path(path)
 
 
+def _check(options: argparse.Namespace, source: str) -> int:
+    from .finding_report import Report
+
+    check = True if options.only is None else options.only
+    with collect_findings() as findings:
+        kernel, _ = _launch(options, source, check)
+    report = Report(options.source, source, kernel.name, findings)
+    if options.json:
+        print(report.json())
+    else:
+        report.show()
+    return 1 if findings else 0
+
+
 def _profile(options: argparse.Namespace, source: str) -> int:
     wanted = chip(options.chip) if options.chip else None
     kernel, buffers = _launch(options, source, False, profile=True)
@@ -209,7 +235,7 @@ def _source_line(location: Location, options: argparse.Namespace, source: str) -
 
 
 def _launch(
-    options: argparse.Namespace, source: str, check: bool | None, profile: bool = False
+    options: argparse.Namespace, source: str, check: Check, profile: bool = False
 ) -> tuple[Kernel, list[Buffer]]:
     from .buffer_files import read_buffer
 
@@ -233,6 +259,9 @@ def _launch(
             group_size=options.group,
         )
     return kernel, buffers
+
+
+_COMMANDS = {"run": _run, "check": _check, "profile": _profile}
 
 
 def _constant(word: str) -> tuple[str, FunctionConstant]:
