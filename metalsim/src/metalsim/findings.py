@@ -142,9 +142,9 @@ def _uninitialized(finding: Finding) -> str:
 
 def _alignment(finding: Finding) -> str:
     return (
-        f"misaligned: {_what(finding)} at byte {finding.offset} of {finding.memory} needs an "
-        f"address that is a multiple of {finding.alignment}, by {_who(finding)}; use a packed type "
-        "or an aligned offset"
+        f"misaligned: byte {finding.offset} of {finding.memory} is not at a multiple of "
+        f"{finding.alignment}, as its type in this line demands, in {_who(finding)}; use a packed "
+        "type or an aligned offset (the thread was ended here)"
     )
 
 

@@ -36,6 +36,7 @@ constexpr Listener listeners[] = {
     bounds_listener,
     {0, nullptr, nullptr, count_bytes, nullptr, nullptr, nullptr},
     races_listener,
+    uninitialized_listener,
 };
 
 template <class Call>
