@@ -14,10 +14,12 @@ TORCH_INDEX ?=
 CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests metalsim/benchmarks \
 	-name '*.metal' -o -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo serve train test test-all lint bench clean
 
 help:
 	@echo "make demo      two real models through flashmetal, one layer through the Metal kernel"
+	@echo "make serve     many requests from one paged cache, beside transformers' own ways"
+	@echo "make train     fine-tune a small model with flashmetal, then with eager attention"
 	@echo "make test      the tests (WORKERS=2 processes); make test-all adds the long matrix"
 	@echo "make lint      ruff, pyright, clang-format"
 	@echo "make bench     the engines against torch's own attention: table, plots, results file"
@@ -25,6 +27,12 @@ help:
 
 demo: .venv/models
 	$(BIN)/python examples/demo.py
+
+serve: .venv/models
+	$(BIN)/python examples/serve.py
+
+train: .venv/models
+	$(BIN)/python examples/train.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -65,7 +65,7 @@ class Case:
         )
 
 
-_UNEVEN = (512, 19, 256, 45, 150, 1024, 8, 65, 350, 32, 206, 750, 125, 17, 435, 90)
+UNEVEN = (512, 19, 256, 45, 150, 1024, 8, 65, 350, 32, 206, 750, 125, 17, 435, 90)
 # Eager in bfloat16 takes half a minute on a CPU without instructions for it.
 _SDPA = ("sdpa",)
 _EQUAL = {"sdpa": 0.95}
@@ -90,7 +90,7 @@ CASES = (
     Case("chunked prefill", "Llama 3.2 1B", 512, 4096, heads_q=32, window=CAUSAL),
     Case("decode, batch 4", "Llama 3.1 8B", 1, 4096, 4, 32, 8, 128, window=CAUSAL),
     Case("window 128", "gpt-oss, no sink", 8192, window=(127, 0), targets=_BANDED),
-    Case("varlen, 16 uneven", "BERT", heads_q=12, heads_k=12, lengths=_UNEVEN, targets=_BANDED),
+    Case("varlen, 16 uneven", "BERT", heads_q=12, heads_k=12, lengths=UNEVEN, targets=_BANDED),
     Case("softcap", "Gemma 2, full", 4096, softcap=50.0, targets=_SCORED),
     Case("softcap, causal", "Gemma 2", 4096, softcap=50.0, window=CAUSAL, targets=_SCORED),
     Case("sinks", "gpt-oss, full", 4096, sinks=True, targets=_SCORED),

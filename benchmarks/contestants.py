@@ -41,7 +41,7 @@ def contestants(
     if "eager" in rivals:
         found.append(Contestant("eager", partial(_eager_call, problem, padded, mask, inputs)))
     if "sdpa" in rivals and not problem.softcap and not problem.sinks:
-        found.append(Contestant("sdpa", _sdpa_call(problem, padded, mask)))
+        found.append(Contestant("sdpa", sdpa_call(problem, padded, mask)))
     return found
 
 
@@ -122,7 +122,7 @@ def _eager_call(
     return padded.pack(eager(problem, padded, mask, inputs)), None
 
 
-def _sdpa_call(problem: AttentionProblem, padded: Padded, mask: Tensor | None) -> Call:
+def sdpa_call(problem: AttentionProblem, padded: Padded, mask: Tensor | None) -> Call:
     """SDPA at its best: its causal flag where that means the same, else the mask made before."""
     causal = problem.window_right == 0 and problem.window_left < 0
     square = problem.seqlen_q == problem.seqlen_k and problem.layout == "dense"

@@ -1,13 +1,14 @@
-"""Counts what the Metal forward kernel does, in the simulator, beside the least it could do.
+"""Counts what each Metal kernel does, in the simulator: a row of CASES a call, for each tile table.
 
-Writes benchmarks/results/forward_counters.json and prints the same as a table. Counts are exact and
-say nothing about time; bytes are those the host compiler left after optimising.
+Writes benchmarks/results/kernel_counters.json and prints the same as a table. Counts are exact and
+say nothing about time; accesses are those the host compiler left after optimising.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,107 +22,144 @@ from rich.table import Table
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.testing import make_inputs
-from flashmetal.tiles import Tile, forward_tile
+from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.testing import differentiable, make_inputs, make_output_gradients
 
-RESULTS = Path(__file__).parent / "results" / "forward_counters.json"
+RESULTS = Path(__file__).parent / "results" / "kernel_counters.json"
 GPUS = ("M1", "M3")
 
 
 class Case(NamedTuple):
-    name: str
-    seqlen: int
-    head_dim: int
-    window: dict[str, int]
-    dtype: torch.dtype = torch.float16
+    """One call: the arguments of flashmetal.testing.make_inputs, and whether its backward runs."""
 
+    name: str
+    inputs: dict[str, Any]
+    backward: bool = False
+    kernel: str = "tile"
+
+
+_DENSE = {"seqlen_q": 256, "heads_q": 2, "head_dim": 64, "dtype": torch.float16}
+_DECODE = {
+    "seqlen_q": 1,
+    "seqlen_k": 4096,
+    "heads_q": 8,
+    "heads_k": 2,
+    "head_dim": 128,
+    "dtype": torch.float16,
+}
 
 CASES = (
-    Case("full", 256, 64, {}),
-    Case("causal", 256, 64, {"window_right": 0}),
-    Case("D=128", 256, 128, {}),
-    Case("D=256", 256, 256, {}),
-    Case("fp32", 256, 64, {}, torch.float32),
-    Case("window 128", 16_384, 64, {"window_left": 128, "window_right": 0}),
+    Case("full", _DENSE),
+    Case("causal", {**_DENSE, "window_right": 0}),
+    Case("D=128", {**_DENSE, "head_dim": 128}),
+    Case("D=256", {**_DENSE, "head_dim": 256}),
+    Case("fp32", {**_DENSE, "dtype": torch.float32}),
+    Case("dropout", {**_DENSE, "dropout_p": 0.1}),
+    Case("window 128", {**_DENSE, "seqlen_q": 2048, "window_left": 128, "window_right": 0}),
+    Case("scalar", {**_DENSE, "seqlen_q": 64}, kernel="scalar"),
+    Case("backward", _DENSE, backward=True),
+    Case("backward D=128", {**_DENSE, "head_dim": 128, "window_right": 0}, backward=True),
+    Case("backward bias", {**_DENSE, "seqlen_q": 64, "bias": True}, backward=True),
+    Case("decode", _DECODE, kernel="decode"),
+    Case("decode pages", {**_DECODE, "page_size": 64}, kernel="decode"),
+    Case("decode int8", {**_DECODE, "k_format": "int8", "v_format": "int8"}, kernel="decode"),
 )
-HEADS = 2
+
+
+class Recorder:
+    """A compile_shader whose kernels leave their counters in `launches`."""
+
+    def __init__(self) -> None:
+        self.launches: list[dict[str, Any]] = []
+
+    def compile_shader(self, source: str) -> Any:
+        """A library as torch.mps.compile_shader's."""
+        return _Library(metalsim.compile_shader(source, check=False, profile=True), self.launches)
+
+
+class _Library:
+    def __init__(self, library: metalsim.ShaderLibrary, launches: list[dict[str, Any]]) -> None:
+        self._library = library
+        self._launches = launches
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        kernel = getattr(self._library, name)
+
+        def launch(*arguments: object, threads: Sequence[int], group_size: Sequence[int]) -> None:
+            kernel(*arguments, threads=threads, group_size=group_size)
+            self._launches.append(
+                {
+                    "kernel": name,
+                    "threads": list(threads),
+                    "group": list(group_size),
+                    "threadgroup_bytes": kernel.static_thread_group_memory_length,
+                    "counters": kernel.counters,
+                }
+            )
+
+        return launch
 
 
 def count(case: Case, gpu: str) -> dict[str, Any]:
-    """The counters of one launch, with the tile and the bounds they are held against."""
-    problem, inputs = make_inputs(
-        seqlen_q=case.seqlen,
-        seqlen_k=case.seqlen,
-        heads_q=HEADS,
-        heads_k=HEADS,
-        head_dim=case.head_dim,
-        dtype=case.dtype,
-        **case.window,
-    )
-    launched: list[metalsim.Kernel] = []
-
-    def compile_shader(source: str) -> metalsim.ShaderLibrary:
-        library = metalsim.compile_shader(source, check=True)
-        launched.append(library.attention_forward)
-        return library
-
-    with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(gpu))):
-        metal.forward(problem, inputs)
-    tile = forward_tile(Gpu.named(gpu).family, case.dtype.itemsize, case.head_dim, case.head_dim)
-    return {
-        "case": case.name,
-        "gpu": gpu,
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "seqlen": case.seqlen,
-        "heads": HEADS,
-        "head_dim": case.head_dim,
-        "tile": tile._asdict(),
-        "least_matrix_multiplies": least_multiplies(case, tile),
-        "least_device_bytes_loaded": 3 * HEADS * case.seqlen * case.head_dim * case.dtype.itemsize,
-        "counters": launched[0].counters,
+    """The launches of one call, each with its counters; of a backward, without its forward."""
+    problem, inputs = make_inputs(**case.inputs)
+    recorder = Recorder()
+    with metal_runtime(Runtime(recorder.compile_shader, "cpu", Gpu.named(gpu))):
+        _call(case, problem, inputs, recorder)
+    plain = {
+        name: str(value).removeprefix("torch.") if name == "dtype" else value
+        for name, value in case.inputs.items()
     }
+    return {"case": case.name, "gpu": gpu, "inputs": plain, "launches": recorder.launches}
 
 
-def least_multiplies(case: Case, tile: Tile) -> int:
-    """8x8x8 multiplies of the tiles that the band touches, two products each."""
-    left, right = (case.window.get(side, -1) for side in ("window_left", "window_right"))
-    blocks = 0
-    for first in range(0, case.seqlen, tile.owned):
-        last = min(first + tile.owned, case.seqlen) - 1
-        begin = max(first - left, 0) if left >= 0 else 0
-        end = min(last + right + 1, case.seqlen) if right >= 0 else case.seqlen
-        blocks += -(-end // tile.streamed) - begin // tile.streamed
-    fragments = (tile.owned // 8) * (tile.streamed // 8)
-    return HEADS * blocks * fragments * 2 * (case.head_dim // 8)
+def _call(
+    case: Case, problem: AttentionProblem, inputs: AttentionInputs, recorder: Recorder
+) -> None:
+    o, lse = metal.forward(problem, inputs, kernel=case.kernel)
+    if case.backward:
+        recorder.launches.clear()
+        gradients = make_output_gradients(o, lse, through_lse=False)
+        metal.backward(problem, inputs, o, lse, *gradients, differentiable(inputs))
 
 
 def show(rows: list[dict[str, Any]]) -> None:
+    """The table: a line a launch."""
     table = Table(
-        title="Metal forward kernel as the simulator counts it", box=box.SIMPLE, pad_edge=False
+        title="Metal kernels as the simulator counts them", box=box.SIMPLE, pad_edge=False
     )
     table.padding = (0, 1, 0, 0)
-    for column in ("case", "tile"):
+    for column in ("case", "kernel"):
         table.add_column(column, no_wrap=True)
-    for column in ("8x8x8", "/ least", "device MB", "group MB", "barriers"):
+    for column in ("8x8x8", "device", "lines", "group", "conflicts", "barriers"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.caption = "MB read + written; group: threadgroup memory; least: the visible tiles"
+    table.caption = (
+        "device, group: MB of memory read and written; lines: bytes of the 128-byte lines touched, "
+        "a byte used; conflicts: extra passes over the banks, an access of a simdgroup"
+    )
     for row in rows:
-        counters, tile = row["counters"], Tile(**row["tile"])
-        table.add_row(
-            row["case"],
-            f"{row['gpu']} {tile.owned}x{tile.streamed}",
-            f"{counters['matrix_multiplies']:,}",
-            f"{counters['matrix_multiplies'] / row['least_matrix_multiplies']:.2f}",
-            _megabytes(counters, "device"),
-            _megabytes(counters, "threadgroup"),
-            f"{counters['threadgroup_barriers']:,}",
-        )
+        for launch in row["launches"]:
+            table.add_row(
+                f"{row['case']} {row['gpu']}",
+                launch["kernel"].rpartition("_")[2],
+                *_cells(launch["counters"]),
+            )
     Console().print(table)
 
 
-def _megabytes(counters: dict[str, int], space: str) -> str:
-    loaded, stored = (counters[f"{space}_bytes_{way}"] / 1e6 for way in ("loaded", "stored"))
-    return f"{loaded:.2f} + {stored:.2f}"
+def _cells(counters: dict[str, int]) -> tuple[str, ...]:
+    device = counters["device_bytes_loaded"] + counters["device_bytes_stored"]
+    lines = counters["device_lines_loaded"] + counters["device_lines_stored"]
+    threadgroup = counters["threadgroup_bytes_loaded"] + counters["threadgroup_bytes_stored"]
+    accesses = counters["threadgroup_loads"] + counters["threadgroup_stores"]
+    return (
+        f"{counters['matrix_multiplies']:,}",
+        f"{device / 1e6:.2f}",
+        f"{lines * 128 / max(device, 1):.2f}",
+        f"{threadgroup / 1e6:.2f}",
+        f"{counters['bank_conflicts'] / max(accesses, 1):.2f}",
+        f"{counters['threadgroup_barriers']:,}",
+    )
 
 
 def main() -> None:

@@ -47,7 +47,6 @@ FEATURES: dict[str, dict[str, Any]] = {
     "bias by row": {"batch": 2, "bias": (False, True, False), "bias_dtype": torch.float32},
     "value dimension": {"head_dim": 24, "head_dim_v": 40},
     "odd dimension": {"head_dim": 1, "head_dim_v": 3},
-    "left padding": {"batch": 2, "leftpad_k": (0, 9), "seqused_k": (70, 41), "window_left": 30},
     "everything": {
         "batch": 2,
         "window_left": 30,
@@ -70,6 +69,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
 }
 CACHES: dict[str, dict[str, Any]] = {
+    "left padding": {"batch": 2, "leftpad_k": (0, 9), "seqused_k": (70, 41), "window_left": 30},
     "pages": {"page_size": 16, "window_right": 0},
     "pages of one key": {"page_size": 1, "batch": 2},
     "pages, batch": {"page_size": 8, "batch": 3, "seqused_k": (70, 0, 33), "sinks": True},
@@ -101,4 +101,22 @@ CACHES: dict[str, dict[str, Any]] = {
         "seqused_k": (70, 41),
         "leftpad_k": (3, 20),
     },
+}
+DROPOUT: dict[str, dict[str, Any]] = {
+    "dropout": {"dropout_p": 0.2, "batch": 2},
+    "dropout, causal": {"dropout_p": 0.5, "window_right": 0, "sinks": True},
+    "dropout, packed": {
+        "dropout_p": 0.3,
+        "lengths_q": (5, 0, 37, 1),
+        "lengths_k": (40, 7, 70, 0),
+        "window_left": 30,
+        "softcap": 2.0,
+    },
+    "dropout, bias": {"dropout_p": 0.1, "bias": (True, False, True), "alibi": True},
+}
+# What has gradients: everything but the caches.
+TRAINING: dict[str, dict[str, Any]] = {
+    name: call
+    for name, call in {**FEATURES, **DROPOUT}.items()
+    if not {"page_size", "k_format", "v_format"} & set(call)
 }

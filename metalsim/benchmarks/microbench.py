@@ -24,6 +24,7 @@ import metalsim
 from metalsim.compiler import find_compiler
 
 SOURCE = Path(__file__).with_suffix(".metal").read_text()
+TENSOR_SOURCE = Path(__file__).with_name("tensor_ops.metal").read_text()
 ITERATIONS = 20_000
 
 
@@ -39,15 +40,17 @@ def best_seconds(run: Callable[[], None], repeats: int) -> float:
 
 
 class Bench:
-    """The kernels of microbench.metal and how often to repeat them."""
+    """The kernels of microbench.metal and tensor_ops.metal, and how often to repeat them."""
 
     def __init__(self, repeats: int) -> None:
         self.library = metalsim.compile_shader(SOURCE)
+        self.tensor_library = metalsim.compile_shader(TENSOR_SOURCE)
         self.repeats = repeats
 
     def operation(self, name: str, iterations: int = ITERATIONS, threads: int = 32) -> float:
         """Nanoseconds for one operation of kernel `name` by a threadgroup of `threads`."""
-        kernel = getattr(self.library, name)
+        library = self.tensor_library if name == "tensor_multiplies" else self.library
+        kernel = getattr(library, name)
         out = torch.zeros(threads, dtype=torch.float32)
 
         def run(count: int) -> None:
@@ -102,6 +105,7 @@ class Bench:
             "simd_sum_ns": self.operation("sums"),
             "simd_shuffle_ns": self.operation("shuffles"),
             "matrix_multiply_ns": self.operation("multiplies"),
+            "tensor_multiply_16x32x16_ns": self.operation("tensor_multiplies"),
             "threadgroup_barrier_128_threads_ns": self.operation("group_barriers", 5_000, 128),
             "thread_launch_ns": self.launch(),
             "attention_gflops_1_worker": one,

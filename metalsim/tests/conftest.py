@@ -7,11 +7,18 @@ import shutil
 
 import pytest
 
+_SWITCHES = (
+    "METALSIM_CHECK",
+    "METALSIM_COOPERATIVE_LAYOUT",
+    "METALSIM_SEED",
+    "METALSIM_WORKERS",
+)
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller's switches do not change what the tests see; METALSIM_CXX and the cache stay."""
-    for name in ("METALSIM_CHECK", "METALSIM_SEED", "METALSIM_WORKERS"):
+    for name in _SWITCHES:
         monkeypatch.delenv(name, raising=False)
 
 

@@ -9,15 +9,25 @@ from .api import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
+from .api_cache import flash_attn_3_with_kvcache, flash_attn_with_kvcache
 from .explain import explain
+from .kvcache import CacheMemory, CacheShape, CacheStep, PagedKVCache
+from .page_pool import CacheFullError
 
 __all__ = [
+    "CacheFullError",
+    "CacheMemory",
+    "CacheShape",
+    "CacheStep",
+    "PagedKVCache",
     "explain",
     "flash_attention_varlen",
+    "flash_attn_3_with_kvcache",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
     "flash_attn_qkvpacked_func",
     "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
 ]

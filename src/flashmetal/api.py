@@ -22,9 +22,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .ops import attend, attend_into
+from .ops import attend, attend_into, dropout_signs, with_rng_state
 from .problem import (
     AttentionInputs,
+    Request,
     make_request,
     unpack,
     with_key_lengths,
@@ -56,7 +57,9 @@ def flash_attn_func(
         q: (B, Sq, Hq, D), float32, float16 or bfloat16, any strides.
         k: (B, Sk, Hk, D), same dtype and device.
         v: (B, Sk, Hk, Dv), same dtype and device.
-        dropout_p: must be 0.0: attention dropout raises NotImplementedError for now.
+        dropout_p: probability from 0 to below 1 that an entry of softmax(scores) is dropped; the
+            others are scaled by 1 / (1 - dropout_p). Two numbers drawn from torch's generator of
+            the device decide which (:mod:`.philox`): ``torch.manual_seed`` reproduces a call.
         softmax_scale: factor of q.k; default 1 / sqrt(D).
         causal: query i sees keys up to i + Sk - Sq (bottom-right, see the module's picture).
         window_size: (left, right), inclusive: query i sees keys i + Sk - Sq - left to
@@ -64,7 +67,8 @@ def flash_attn_func(
         softcap: scores become softcap * tanh(score / softcap); 0.0 is none.
         alibi_slopes: (Hq,) or (B, Hq) float32; adds -slope * |i + Sk - Sq - j| to the scores.
         deterministic: accepted; every engine always is.
-        return_attn_probs: return (out, lse, None) as flash_attn does without dropout.
+        return_attn_probs: return (out, lse, mask) as flash_attn does: mask is None without dropout,
+            else (B, Hq, Sq, Sk) in q's dtype, -1 where an entry was dropped and 1 elsewhere.
         s_aux: (Hq,) attention sinks, a logit a head (natural-log units) that takes part in the
             softmax's denominator and has no value.
         bias: (B or 1, Hq or 1, Sq or 1, Sk) in q's dtype or float32, added after softcap.
@@ -80,13 +84,13 @@ def flash_attn_func(
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it and what to do.
-        NotImplementedError: dropout, or the engine asked for cannot serve the call.
+        NotImplementedError: the engine asked for cannot serve the call.
     """
     inputs = AttentionInputs(q, k, v, bias, alibi_slopes, s_aux)
     request = make_request(
         "flash_attn_func", dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
     )
-    return _results(attend(inputs, request), return_attn_probs, return_lse)
+    return _call(inputs, request, return_attn_probs, return_lse)
 
 
 def flash_attn_qkvpacked_func(
@@ -113,7 +117,7 @@ def flash_attn_qkvpacked_func(
     request = make_request(
         function, dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
     )
-    return _results(attend(inputs, request), return_attn_probs, return_lse)
+    return _call(inputs, request, return_attn_probs, return_lse)
 
 
 def flash_attn_kvpacked_func(
@@ -141,7 +145,7 @@ def flash_attn_kvpacked_func(
     request = make_request(
         function, dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
     )
-    return _results(attend(inputs, request), return_attn_probs, return_lse)
+    return _call(inputs, request, return_attn_probs, return_lse)
 
 
 def flash_attn_varlen_func(
@@ -202,8 +206,8 @@ def flash_attn_varlen_func(
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     lengths = max_seqlen_q, max_seqlen_k
     request = make_request(function, dropout_p, *options, lengths, validate)
-    results = attend(*with_key_lengths(inputs, request))
-    return _results(results, return_attn_probs, return_lse)
+    inputs, request = with_key_lengths(inputs, request)
+    return _call(inputs, request, return_attn_probs, return_lse)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -233,7 +237,7 @@ def flash_attn_varlen_qkvpacked_func(
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     lengths = max_seqlen, max_seqlen
     request = make_request(function, dropout_p, *options, lengths, validate)
-    return _results(attend(inputs, request), return_attn_probs, return_lse)
+    return _call(inputs, request, return_attn_probs, return_lse)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -269,7 +273,7 @@ def flash_attn_varlen_kvpacked_func(
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     lengths = max_seqlen_q, max_seqlen_k
     request = make_request(function, dropout_p, *options, lengths, validate)
-    return _results(attend(inputs, request), return_attn_probs, return_lse)
+    return _call(inputs, request, return_attn_probs, return_lse)
 
 
 def flash_attention_varlen(
@@ -316,8 +320,11 @@ def flash_attention_varlen(
     attend_into(out, inputs, request)
 
 
-def _results(results: tuple[Tensor, Tensor], with_probs: bool, with_lse: bool) -> Any:
-    """What flash_attn returns: out, or (out, lse, None); ours: (out, lse)."""
+def _call(inputs: AttentionInputs, request: Request, with_probs: bool, with_lse: bool) -> Any:
+    """What flash_attn returns: out, or (out, lse, dropout's mask or None); ours: (out, lse)."""
+    if request.dropout_p:
+        inputs = with_rng_state(inputs, request)
+    results = attend(inputs, request)
     if with_probs:
-        return (*results, None)
+        return (*results, dropout_signs(inputs, request) if request.dropout_p else None)
     return results if with_lse else results[0]

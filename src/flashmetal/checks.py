@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("auto", "metal", "portable", "stock", "reference")
-KERNELS = ("tile", "scalar")
+KERNELS = ("tile", "scalar", "decode")
 # Of a tensor: its shape, dtype and device, and whether it requires gradients.
 Facts = tuple[tuple[int, ...], torch.dtype, torch.device, bool]
 
@@ -113,13 +113,13 @@ def _check_scale(function: str, name: str, given: dict[str, Facts], scale_name: 
     expected = None if inner is None else (*shape[:-1], *inner)
     if scale is None and expected is None:
         return
-    got = "none" if scale is None else f"{words(scale[0])} {scale[1]}"
     if expected is None:
         raise ValueError(
             f"{function}: {scale_name} belongs to a quantised {name}, and {name} is {dtype}; "
             f"pass {scale_name}=None"
         )
     if scale is None or tuple(scale[0]) != expected or scale[1] != torch.float32:
+        got = "none" if scale is None else f"{words(scale[0])} {scale[1]}"
         raise ValueError(
             f"{function}: an {cache_format} {name} needs {scale_name} {words(expected)} "
             f"torch.float32, got {got}; flashmetal.cache_formats.quantise returns it"
@@ -200,6 +200,12 @@ def check_cache(function: str, given: dict[str, Facts], batch: int) -> None:
                 )
 
 
+def public_name(function: str, name: str) -> str:
+    """What the functions over a cache call an input that others have too."""
+    names = {"seqused_k": "cache_seqlens", "leftpad_k": "cache_leftpad"}
+    return names.get(name, name) if function.endswith("with_kvcache") else name
+
+
 def fact_of(x: Tensor) -> Facts:
     """What the checks need to know of a tensor."""
     return x.shape, x.dtype, x.device, x.requires_grad
@@ -278,10 +284,11 @@ def check_extras(
     for name in ("seqused_k", "leftpad_k"):
         if name not in given:
             continue
-        check_lengths_tensor(function, name, given[name], "(batch,)")
+        public = public_name(function, name)
+        check_lengths_tensor(function, public, given[name], "(batch,)")
         if given[name][0][0] != batch:
             raise ValueError(
-                f"{function}: {name} must be ({batch},), one length a sequence, got "
+                f"{function}: {public} must be ({batch},), one length a sequence, got "
                 f"{words(given[name][0])}"
             )
 
@@ -319,7 +326,7 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
         most = [problem.seqlen_k] * problem.batch
         if offsets_k is not None and starts_k is not None:
             most = list(map(operator.sub, offsets_k[1:], offsets_k))
-        _check_counts(function, name, _values(counts), most)
+        _check_counts(function, public_name(function, name), _values(counts), most)
     table = inputs.block_table
     if table is not None and table.numel() and is_readable(table, request.validate):
         check_pages(function, table, inputs.k.shape[0])
@@ -339,8 +346,8 @@ def check_pages(function: str, table: Tensor, pages: int) -> None:
     least, most = (int(x) for x in table.aminmax())
     if least < -1 or most >= pages:
         raise ValueError(
-            f"{function}: block_table must hold pages from 0 to {pages - 1}, or -1 for none, got "
-            f"{least if least < -1 else most}"
+            f"{function}: block_table (or cache_batch_idx) must hold pages from 0 to {pages - 1}, "
+            f"or -1 for none, got {least if least < -1 else most}"
         )
 
 

@@ -101,7 +101,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _rows(chosen: Plan) -> list[tuple[str, str, str]]:
     refused = [(engine, "[red]no[/]", reason) for engine, reason in chosen.refusals]
-    return [(chosen.engine, "[green]serves[/]", chosen.why), *refused]
+    gradients = [(chosen.backward, "[green]gradients[/]", "")] if chosen.backward else []
+    return [(chosen.engine, "[green]serves[/]", chosen.why), *gradients, *refused]
 
 
 def _doctor() -> int:
@@ -129,7 +130,8 @@ def _doctor() -> int:
     console.print(engines)
     chosen = plan(problem)
     console.print(f'impl="auto" takes {chosen.engine} for a plain call: {chosen.why}')
-    console.print('Gradients: only impl="reference" has a backward pass.')
+    backward = plan(problem._replace(needs_grad=True)).backward
+    console.print(f"Its gradients come from {backward}.")
     return 0
 
 

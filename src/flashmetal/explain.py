@@ -24,6 +24,8 @@ class Explanation(NamedTuple):
     def __str__(self) -> str:
         kernel = f", kernel {self.plan.kernel}" if self.plan.kernel else ""
         lines = [f"engine {self.plan.engine}{kernel}: {self.plan.why}"]
+        if self.plan.backward:
+            lines.append(f"  gradients by {self.plan.backward}")
         lines += [f"  not {engine}: {reason}" for engine, reason in self.plan.refusals]
         return "\n".join(lines)
 

@@ -5,6 +5,7 @@ They are defined through ``torch.library.Library``, whose calls cost a quarter o
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,36 +13,57 @@ from torch import Tensor
 
 from .checks import check_lengths, check_out
 from .engines import metal, portable, stock
+from .gradients import Gradients
 from .plan import Plan, plan
-from .problem import AttentionInputs, AttentionProblem, Request
-from .reference import attention_reference
+from .problem import AttentionInputs, AttentionProblem, Request, is_forward_mode
+from .reference import attention_reference, dropout_mask
 
 # The arguments are the fields of AttentionInputs, then those of Request.
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? alibi_slopes, Tensor? sinks, "
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seqused_k, Tensor? block_table, "
-    "Tensor? leftpad_k, Tensor? k_scale, Tensor? v_scale, "
+    "Tensor? leftpad_k, Tensor? k_scale, Tensor? v_scale, Tensor? rng_state, "
     "str function, SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? scale, bool causal, "
     "int window_left, int window_right, float softcap, str impl, str? kernel, bool validate, "
-    "int num_splits"
+    "int num_splits, float dropout_p"
 )
 _INPUTS = len(AttentionInputs._fields)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
 _ENGINES = {"portable": portable, "stock": stock}
+_BACKWARDS = {
+    "metal": metal.backward,
+    "portable": portable.backward,
+    "stock": stock.backward,
+}
 
 
 def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
-    """(o, lse) of one call: eager under autograd where it records, else by an engine.
+    """(o, lse) of one call by an engine, reached through the operator, which autograd records.
 
-    The engine is reached through the operator, or directly where the operator adds nothing.
+    The operator is left out where it adds nothing, and where only the eager reference will do.
     """
     problem = AttentionProblem.of(inputs, request)
     if problem.needs_grad:
-        return _differentiable(problem, inputs, request)
-    if _is_unwatched(inputs):
+        if _is_eager(problem, request):
+            return _eager(problem, inputs, request)
+        return _attention_op(*inputs, *request)
+    if is_unwatched(inputs):
         return _run(problem, inputs, request, None)
     return _attention_op(*inputs, *request)
+
+
+def with_rng_state(inputs: AttentionInputs, request: Request) -> AttentionInputs:
+    """The inputs of a call with dropout and its random state, drawn where q is."""
+    AttentionProblem.of(inputs, request)  # a wrong call draws nothing
+    return inputs._replace(rng_state=torch.randint(2**31 - 1, (2,), device=inputs.q.device))
+
+
+def dropout_signs(inputs: AttentionInputs, request: Request) -> Tensor:
+    """(B, Hq, Sq, Sk) in q's dtype: -1 where the call drops an entry, 1 elsewhere."""
+    problem = AttentionProblem.of(inputs, request)
+    mask = dropout_mask(problem, inputs.rng_state, (problem.seqlen_q, problem.seqlen_k))
+    return mask.to(inputs.q.dtype) * 2 - 1
 
 
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
@@ -50,13 +72,13 @@ def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     check_out(out, problem, inputs, request)
     if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
         out.copy_(attend(inputs, request)[0])
-    elif _is_unwatched((out, *inputs)):
+    elif is_unwatched((out, *inputs)):
         _run_into(out, problem, inputs, request)
     else:
         _attention_out_op(out, *inputs, *request)
 
 
-def _is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
+def is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether the operator would only pass the call on: 10 us of its 20 arguments are then saved.
 
     False under tracing, dispatch modes, function transforms, profilers and for tensor subclasses.
@@ -70,17 +92,35 @@ def _is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def _differentiable(
+def _is_eager(problem: AttentionProblem, request: Request) -> bool:
+    """Whether a call that needs gradients runs eagerly under autograd, and not by the operator.
+
+    So it is on request, for forward-mode derivatives, under function transforms, and for caches.
+    """
+    if request.impl not in ("auto", "reference"):
+        plan(problem, request.impl, request.kernel)  # raises what the engine refuses
+        return False
+    return (
+        request.impl == "reference"
+        or is_forward_mode()
+        or _core._functorch.maybe_current_level() is not None
+        or portable.refuse_backward(problem) is not None
+    )
+
+
+def _eager(
     problem: AttentionProblem, inputs: AttentionInputs, request: Request
 ) -> tuple[Tensor, Tensor]:
-    if request.impl not in ("auto", "reference"):
-        plan(problem, request.impl, request.kernel)  # raises: no fast engine has a backward
     if not torch.compiler.is_compiling():
         check_lengths(problem, inputs, request)
+    with _without_autocast(problem):  # sums are float32 here too
+        return attention_reference(problem, inputs)
+
+
+def _without_autocast(problem: AttentionProblem) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(problem.device):
-        with torch.autocast(problem.device, enabled=False):  # sums are float32 here too
-            return attention_reference(problem, inputs)
-    return attention_reference(problem, inputs)
+        return torch.autocast(problem.device, enabled=False)
+    return nullcontext()
 
 
 def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -115,14 +155,14 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     if problem.needs_grad:
         raise RuntimeError(
-            "flashmetal::attention does not record gradients; call the public functions of "
-            "flashmetal, which do"
+            "flashmetal::attention has no forward-mode derivative; the public functions of "
+            "flashmetal have"
         )
     check_lengths(problem, inputs, request)
     chosen = plan(problem, request.impl, request.kernel)
     inputs = _laid_out(inputs)
     if torch.is_autocast_enabled(problem.device):
-        with torch.autocast(problem.device, enabled=False):
+        with _without_autocast(problem):
             o, lse = _serve(chosen, problem, inputs, out)
     else:
         o, lse = _serve(chosen, problem, inputs, out)
@@ -156,6 +196,53 @@ def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     return laid_out._replace(sinks=None if sinks is None else sinks.float())
 
 
+def _attention_backward(*arguments: Any) -> list[Tensor]:
+    """The gradients asked for by ``wanted``, flags in the order of ``Gradients``."""
+    inputs, request = _named(arguments[: _INPUTS + len(Request._fields)])
+    o, lse, grad_o, grad_lse, flags = arguments[_INPUTS + len(Request._fields) :]
+    problem = AttentionProblem.of(inputs, request)._replace(needs_grad=True)
+    engine = plan(problem, request.impl, request.kernel).backward
+    assert engine is not None
+    wanted = _wanted(flags)
+    with _without_autocast(problem):
+        found = _BACKWARDS[engine](
+            problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
+        )._asdict()
+    return [found[name].to(getattr(inputs, name).dtype) for name in wanted]
+
+
+def _attention_backward_fake(*arguments: Any) -> list[Tensor]:
+    inputs = AttentionInputs(*arguments[:_INPUTS])
+    wanted: list[Tensor] = [getattr(inputs, name) for name in _wanted(arguments[-1])]
+    return [x.new_empty(x.shape) for x in wanted]
+
+
+def _wanted(flags: list[bool]) -> tuple[str, ...]:
+    return tuple(name for name, flag in zip(Gradients._fields, flags, strict=True) if flag)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:_INPUTS], *output)
+    ctx.request = inputs[_INPUTS:]
+
+
+def _backward(ctx: Any, grad_o: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    *inputs, o, lse = ctx.saved_tensors
+    flags = [bool(needed) for needed in ctx.needs_input_grad[: len(Gradients._fields)]]
+    grad_o = torch.zeros_like(o) if grad_o is None else grad_o
+    found = iter(_backward_op(*inputs, *ctx.request, o, lse, grad_o, grad_lse, flags))
+    rest = _INPUTS + len(Request._fields) - len(flags)
+    return (*[next(found) if flag else None for flag in flags], *[None] * rest)
+
+
+def _no_double_backward(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        "flashmetal: the gradients of attention have no gradients of their own (create_graph=True, "
+        'gradient penalties, Hessians); pass impl="reference", which autograd records in full'
+    )
+
+
 def _attention_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     q, v = arguments[0], arguments[2]
     rows = v.shape[-1] * 2 if v.dtype == torch.uint8 else v.shape[-1]
@@ -176,12 +263,25 @@ _library = torch.library.Library("flashmetal", "DEF")
 _tags = (torch.Tag.pt2_compliant_tag,)
 _library.define(f"attention({_ARGUMENTS}) -> (Tensor, Tensor)", tags=_tags)
 _library.define(f"attention_out(Tensor(a!) out, {_ARGUMENTS}) -> Tensor", tags=_tags)
+_library.define(
+    f"attention_backward({_ARGUMENTS}, Tensor o, Tensor lse, Tensor grad_o, Tensor? grad_lse, "
+    "bool[] wanted) -> Tensor[]",
+    tags=_tags,
+)
 _library.impl("attention", _attention, "CompositeExplicitAutograd")
 _library.impl("attention_out", _attention_out, "CompositeExplicitAutograd")
+_library.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")
 # Nothing to record: calls that need gradients never come here, and the default is slow.
-_library.impl("attention", torch.library.fallthrough_kernel, "Autograd")
 _library.impl("attention_out", torch.library.fallthrough_kernel, "Autograd")
 torch.library.register_fake("flashmetal::attention", _attention_fake, lib=_library)
 torch.library.register_fake("flashmetal::attention_out", _attention_out_fake, lib=_library)
+torch.library.register_fake(
+    "flashmetal::attention_backward", _attention_backward_fake, lib=_library
+)
+torch.library.register_autograd(
+    "flashmetal::attention", _backward, setup_context=_setup_context, lib=_library
+)
+torch.library.register_autograd("flashmetal::attention_backward", _no_double_backward, lib=_library)
 _attention_op = torch.ops.flashmetal.attention.default
 _attention_out_op = torch.ops.flashmetal.attention_out.default
+_backward_op = torch.ops.flashmetal.attention_backward.default

@@ -12,19 +12,25 @@ from .problem import AttentionProblem
 
 ENGINES = ("metal", "stock", "portable", "reference")
 _REFUSE = {"metal": metal.refuse, "stock": stock.refuse, "portable": portable.refuse}
-_NO_BACKWARD = (
-    "the inputs need gradients, and only the eager reference has a backward yet; "
-    "call under torch.no_grad() for the fast engines"
-)
+_REFUSE_BACKWARD = {
+    "metal": metal.refuse_backward,
+    "stock": stock.refuse_backward,
+    "portable": portable.refuse_backward,
+}
 
 
 class Plan(NamedTuple):
-    """The decision for one problem. ``refusals`` lists (engine, reason) of those passed over."""
+    """The decision for one problem. ``refusals`` lists (engine, reason) of those passed over.
+
+    ``backward`` is the engine of the gradients, None where none are needed; "reference" records
+    the eager forward under autograd.
+    """
 
     engine: str
     kernel: str | None
     why: str
     refusals: tuple[tuple[str, str], ...]
+    backward: str | None = None
 
 
 def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = None) -> Plan:
@@ -41,14 +47,17 @@ def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = Non
 def _plan(problem: AttentionProblem, impl: str, kernel: str | None, gpu: Gpu | None) -> Plan:
     if impl != "auto":
         return _explicit(problem, impl, kernel)
-    if problem.needs_grad:
-        others = tuple((engine, _NO_BACKWARD) for engine in ENGINES[:-1])
-        return Plan("reference", None, _NO_BACKWARD, others)
     refusals: list[tuple[str, str]] = []
     for engine in ENGINES[:-1]:
         reason, why = _judge(problem, engine)
         if reason is None:
-            return Plan(engine, "tile" if engine == "metal" else None, why, tuple(refusals))
+            backward = _backward_engine(problem, engine) if problem.needs_grad else None
+            if backward == "reference":
+                reason = portable.refuse_backward(problem)
+                assert reason is not None
+                return Plan(backward, None, reason, tuple(refusals), backward)
+            kernel = metal.kernel_for(problem) if engine == "metal" else None
+            return Plan(engine, kernel, why, tuple(refusals), backward)
         refusals.append((engine, reason))
     return Plan("reference", None, "no faster engine takes this problem", tuple(refusals))
 
@@ -56,11 +65,21 @@ def _plan(problem: AttentionProblem, impl: str, kernel: str | None, gpu: Gpu | N
 def _explicit(problem: AttentionProblem, impl: str, kernel: str | None) -> Plan:
     reason = None if impl == "reference" else _REFUSE[impl](problem)
     if reason is None and problem.needs_grad and impl != "reference":
-        reason = _NO_BACKWARD
+        reason = _REFUSE_BACKWARD[impl](problem)
+    if reason is None and impl == "metal" and kernel is not None:
+        reason = metal.refuse_kernel(problem, kernel)
     if reason is not None:
         raise NotImplementedError(f"flashmetal: impl={impl!r} cannot serve this call: {reason}")
-    chosen = (kernel or "tile") if impl == "metal" else None
-    return Plan(impl, chosen, "asked for by impl", ())
+    chosen = (kernel or metal.kernel_for(problem)) if impl == "metal" else None
+    return Plan(impl, chosen, "asked for by impl", (), impl if problem.needs_grad else None)
+
+
+def _backward_engine(problem: AttentionProblem, engine: str) -> str:
+    """The forward's own engine, or the first that has a backward for this call."""
+    for name in (engine, "portable"):
+        if _REFUSE_BACKWARD[name](problem) is None:
+            return name
+    return "reference"
 
 
 def _judge(problem: AttentionProblem, engine: str) -> tuple[str | None, str]:

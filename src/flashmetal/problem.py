@@ -52,6 +52,7 @@ class AttentionInputs(NamedTuple):
     leftpad_k: Tensor | None = None  # (B,) int32, the first keys of a sequence, which are hidden
     k_scale: Tensor | None = None  # float32, of k's format
     v_scale: Tensor | None = None  # float32, of v's format
+    rng_state: Tensor | None = None  # (2,) int64, seed and offset of the dropout, see philox
 
 
 class Request(NamedTuple):
@@ -69,6 +70,7 @@ class Request(NamedTuple):
     kernel: str | None = None
     validate: bool = False
     num_splits: int = 0
+    dropout_p: float = 0.0
 
 
 class AttentionProblem(NamedTuple):
@@ -108,6 +110,7 @@ class AttentionProblem(NamedTuple):
     k_format: str = "dense"
     v_format: str = "dense"
     num_splits: int = 0
+    dropout_p: float = 0.0
 
     @classmethod
     def of(cls, inputs: AttentionInputs, request: Request) -> AttentionProblem:
@@ -128,14 +131,18 @@ class AttentionProblem(NamedTuple):
                 for x in tensors
             ]
         )
-        forward_mode = bool(_forward_ad._current_level >= 0)
-        modes = forward_mode, torch.is_grad_enabled()
+        modes = is_forward_mode(), torch.is_grad_enabled()
         if not torch.compiler.is_compiling():
             try:
                 return _cached_problem(facts, request, modes)
             except TypeError:
                 pass  # a wrong argument, told below, or the symbolic sizes of a traced graph
         return _problem(facts, request, modes)
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being taken."""
+    return bool(_forward_ad._current_level >= 0)
 
 
 _PUBLIC_NAMES = tuple(["s_aux" if x == "sinks" else x for x in AttentionInputs._fields])
@@ -190,6 +197,7 @@ def _problem(
         k_format=stored_format(k[1]),
         v_format=stored_format(v[1]),
         num_splits=request.num_splits,
+        dropout_p=request.dropout_p,
     )
 
 
@@ -214,14 +222,14 @@ def make_request(
     ``lengths`` are max_seqlen_q and max_seqlen_k of a packed call.
     """
     if dropout_p != 0.0:
-        _refuse_dropout(function, dropout_p)
+        _check_dropout(function, dropout_p)
     left, right = _window_bounds(function, window_size)
     seqlen_q = seqlen_k = None
     if lengths is not None:
         seqlen_q = _as_length(function, "max_seqlen_q", lengths[0])
         seqlen_k = _as_length(function, "max_seqlen_k", lengths[1])
     window = left, right
-    options = impl, kernel, validate, num_splits
+    options = impl, kernel, validate, num_splits, float(dropout_p)
     return Request(function, seqlen_q, seqlen_k, scale, causal, *window, softcap, *options)
 
 
@@ -254,16 +262,11 @@ def unpack(function: str, name: str, packed: object, form: tuple[int, int]) -> t
     return packed.unbind(-3)
 
 
-def _refuse_dropout(function: str, dropout_p: object) -> None:
+def _check_dropout(function: str, dropout_p: object) -> None:
     if not isinstance(dropout_p, (int, float)):
         raise TypeError(f"{function}: dropout_p must be a number, got {type(dropout_p).__name__}")
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"{function}: dropout_p must be in [0, 1), got {dropout_p}")
-    if dropout_p > 0.0:
-        raise NotImplementedError(
-            f"{function}: attention dropout is not implemented yet, got dropout_p={dropout_p}; "
-            "pass 0.0, as every model does in evaluation"
-        )
 
 
 def _window_bounds(function: str, window_size: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .cache_formats import dequantise
+from .philox import kept
 from .problem import AttentionInputs, AttentionProblem
 
 
@@ -120,10 +121,22 @@ def _dense(
     p, lse = _softmax(s, inputs.sinks)
     if compute_dtype is None:
         p = p.to(inputs.q.dtype).to(internal)
+    if problem.dropout_p:
+        p = p * dropout_mask(problem, inputs.rng_state, p.shape[2:]) / (1.0 - problem.dropout_p)
     o = (p @ v).transpose(1, 2)
     if compute_dtype is None:
         return o.to(inputs.q.dtype).contiguous(), lse.float()
     return o.contiguous(), lse
+
+
+def dropout_mask(
+    problem: AttentionProblem, rng_state: Tensor | None, shape: tuple[int, ...]
+) -> Tensor:
+    """Which entries of the probabilities are kept: bool (B, Hq, rows, keys), ``shape`` the last."""
+    assert rng_state is not None
+    heads = torch.arange(problem.batch * problem.heads_q, device=rng_state.device)
+    heads = heads.view(problem.batch, problem.heads_q)
+    return kept(rng_state, problem.dropout_p, heads, (0, shape[0]), (0, shape[1]))
 
 
 def _softmax(s: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:

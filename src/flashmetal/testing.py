@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .gradients import Gradients
 from .problem import AttentionInputs, AttentionProblem, Request, with_key_lengths
 from .reference import attention_reference
 from .testing_cache import store
 
+_ROUNDINGS = 4  # of P, dP, delta and the product, in the gradient of a score
 _MARGIN = 3  # rows of NaN around a poisoned tensor; odd, so that alignment is lost too
 
 
@@ -47,6 +49,7 @@ def make_inputs(
     page_size: int = 0,
     k_format: str = "dense",
     v_format: str = "dense",
+    dropout_p: float = 0.0,
     strided: bool = False,
     poison: bool = False,
     seed: int = 0,
@@ -56,31 +59,30 @@ def make_inputs(
     Args:
         bias: True, or which of (batch, head, query) are broadcast; bias_dtype is q's by default.
         alibi: True or "head" for slopes (Hq,), "batch_head" for (B, Hq).
-        lengths_q: lengths of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
-        seqused_k: keys in use of each sequence, the first ``leftpad_k`` not; the others are NaN.
-        page_size: put k and v into shuffled pages; formats are of :mod:`.cache_formats`.
-        strided: q, k and v become views, heads outside the sequence, at an offset, amid NaN.
-        poison: q, k and v become views with rows of NaN before and after each batch entry.
+        lengths_q: of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
+        seqused_k: keys in use, the first ``leftpad_k`` not; the others are NaN.
+        page_size: put k, v into shuffled pages, in formats of :mod:`.cache_formats`.
+        strided: q, k and v become views, heads before the sequence, amid NaN, as with ``poison``.
     """
     seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
     shape = _Shape((batch, seqlen_q), (batch, seqlen_k), (batch, heads_q, seqlen_q, seqlen_k))
     if lengths_q is not None:
-        lengths_k = lengths_k or lengths_q
-        shape = _Shape.packed(lengths_q, lengths_k, heads_q, device)
+        shape = _Shape.packed(lengths_q, lengths_k := lengths_k or lengths_q, heads_q, device)
     normal = partial(_normal, torch.Generator().manual_seed(seed), device, dtype)
     q = normal((*shape.rows_q, heads_q, head_dim))
-    k = normal((*shape.rows_k, heads_k or heads_q, head_dim))
-    v = normal((*shape.rows_k, heads_k or heads_q, head_dim_v or head_dim))
-    inputs = AttentionInputs(q, k, v, cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
+    rows_k = *shape.rows_k, heads_k or heads_q
+    k, v = (normal((*rows_k, d)) for d in (head_dim, head_dim_v or head_dim))
     rows = lengths_k or [seqlen_k] * batch
-    lengths = seqused_k or (rows if page_size else None), leftpad_k
-    _poison_unused(k, v, lengths, lengths_k)
-    inputs = _keys(inputs, lengths, (k_format, v_format), rows, page_size)
-    shape = shape.in_pages(page_size)
-    extras = _extras(normal, shape.sizes, (bias, bias_dtype), alibi, sinks)
-    packed = (None, None) if lengths_q is None else shape.sizes[2:]
-    request = Request("make_inputs", *packed, scale, False, window_left, window_right, softcap)
-    return _call(_placed(inputs._replace(**extras), strided, poison), request)
+    used = seqused_k or (rows if page_size else None), leftpad_k
+    inputs = AttentionInputs(q, k, v, cu_seqlens_q=shape.starts[0], cu_seqlens_k=shape.starts[1])
+    inputs = _keys(inputs, used, (k_format, v_format), rows, page_size)
+    sizes = shape.in_pages(page_size).sizes
+    extras = _extras(normal, sizes, (bias, bias_dtype), alibi, sinks)
+    extras["rng_state"] = torch.tensor([seed, 2024], device=device) if dropout_p else None
+    inputs = _placed(inputs._replace(**extras), strided, poison)
+    options = scale, False, window_left, window_right, softcap
+    lengths = (None, None) if lengths_q is None else sizes[2:]
+    return _call(inputs, Request("make_inputs", *lengths, *options, dropout_p=dropout_p))
 
 
 def _call(inputs: AttentionInputs, request: Request) -> tuple[AttentionProblem, AttentionInputs]:
@@ -96,6 +98,7 @@ def _keys(
     page_size: int,
 ) -> AttentionInputs:
     """The inputs with the lengths of the sequences, and k and v in the cache asked for."""
+    _poison_unused(inputs.k, inputs.v, lengths, None if inputs.cu_seqlens_k is None else rows)
     used, first = (_ints(x, inputs.q.device) for x in lengths)
     inputs = inputs._replace(seqused_k=used, leftpad_k=first)
     if page_size == 0 and formats == ("dense", "dense"):
@@ -248,8 +251,131 @@ def _scaled_down(problem: AttentionProblem, inputs: AttentionInputs, exact: Tens
     return exact + (o.double() - exact) * shrink
 
 
+def differentiable(inputs: AttentionInputs) -> tuple[str, ...]:
+    """The names of the inputs of a call that have gradients."""
+    return tuple(name for name in Gradients._fields if getattr(inputs, name) is not None)
+
+
+def make_output_gradients(
+    o: Tensor, lse: Tensor, seed: int = 0, through_lse: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Normally distributed gradients at o and lse, as a backward takes them."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    grad_o = _normal(generator, str(o.device), o.dtype, tuple(o.shape))
+    grad_lse = _normal(generator, str(lse.device), lse.dtype, tuple(lse.shape))
+    return grad_o, grad_lse if through_lse else None
+
+
+def assert_gradients_match_reference(
+    found: Gradients,
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+) -> None:
+    """Compare the gradients that are there with the float64 oracle's, each within its budget.
+
+    The gradient of a score is P * (dP - delta). Where terms cancel their rounding remains, so a
+    budget also has a rounding each of P, dP, delta and the product, of what the terms add up to.
+    """
+    inputs = inputs._make(None if x is None else x.cpu() for x in inputs)
+    names = tuple(name for name, x in found._asdict().items() if x is not None)
+    grad_o, grad_lse = grad_o.cpu(), None if grad_lse is None else grad_lse.cpu()
+    exact = _oracle_gradients(problem, inputs, names, grad_o, grad_lse)
+    sizes = _sizes_of_terms(problem, inputs, names, grad_o, grad_lse)
+    low = problem, inputs
+    if problem.dtype == torch.float64:
+        low = _single(problem, inputs)
+    eager = _reference_gradients(*low, names, grad_o.to(low[0].dtype), grad_lse, None)
+    for name, right, rough, size in zip(names, exact, eager, sizes, strict=True):
+        actual: Tensor = getattr(found, name).cpu()
+        vector = name in ("alibi_slopes", "sinks")
+        expected = torch.float32 if vector else getattr(inputs, name).dtype
+        assert actual.dtype == expected, f"{name}'s gradient is {actual.dtype}, not {expected}"
+        assert actual.is_contiguous(), f"{name}'s gradient is not contiguous"
+        # However fine the gradient's own dtype is, it is made of an o that was rounded to q's.
+        coarser = max(problem.dtype, expected, key=lambda dtype: torch.finfo(dtype).eps)
+        if coarser == torch.float64:
+            shrink = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+            rough = right + (rough.double() - right) * shrink
+        label = f"the gradient of {name}"
+        _compare(label, actual, rough.to(coarser), right, problem, size)
+
+
+def _single(
+    problem: AttentionProblem, inputs: AttentionInputs
+) -> tuple[AttentionProblem, AttentionInputs]:
+    """A float64 call in float32."""
+    inputs = inputs._make(
+        x.float() if x is not None and x.dtype == torch.float64 else x for x in inputs
+    )
+    return problem._replace(dtype=torch.float32), inputs
+
+
+def _oracle_gradients(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    names: tuple[str, ...],
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor]:
+    doubled = {n: getattr(inputs, n).double() for n in differentiable(inputs)}
+    inputs, grad_o = inputs._replace(**doubled), grad_o.double()
+    return _reference_gradients(problem, inputs, names, grad_o, grad_lse, torch.float64)
+
+
+def _sizes_of_terms(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    names: tuple[str, ...],
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+) -> list[Tensor]:
+    """What the terms of each gradient add up to where dP and delta are positive and kept apart."""
+    inputs, grad_o = inputs._replace(v=inputs.v.abs()), grad_o.abs().double()
+    o, _ = attention_reference(problem, inputs, torch.float64)
+    instead = (o * grad_o).sum(-1).transpose(-2, -1)  # a gradient at the lse that makes delta 0
+    sizes = _oracle_gradients(problem, inputs, names, grad_o, instead)
+    if "sinks" in names:
+        negative = None if grad_lse is None else -grad_lse.abs()
+        sizes[names.index("sinks")] = _oracle_gradients(
+            problem, inputs, ("sinks",), grad_o, negative
+        )[0]
+    return sizes
+
+
+def _reference_gradients(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    names: tuple[str, ...],
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+    compute_dtype: torch.dtype | None,
+) -> list[Tensor]:
+    """By autograd through the reference; zeros where it does not reach."""
+    leaves: list[Tensor] = [getattr(inputs, name).detach().requires_grad_() for name in names]
+    changed = inputs._replace(**dict(zip(names, leaves, strict=True)))
+    with torch.enable_grad():
+        o, lse = attention_reference(problem, changed, compute_dtype)
+    outputs, grads = (o, lse), (grad_o, torch.zeros_like(lse))
+    if grad_lse is not None:
+        grads = grad_o, grad_lse.to(lse.dtype)
+    if not o.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    kept = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if x.requires_grad]
+    outputs, grads = zip(*kept, strict=True)
+    return list(
+        torch.autograd.grad(outputs, leaves, grads, allow_unused=True, materialize_grads=True)
+    )
+
+
 def _compare(
-    name: str, actual: Tensor, eager: Tensor, exact: Tensor, problem: AttentionProblem
+    name: str,
+    actual: Tensor,
+    eager: Tensor,
+    exact: Tensor,
+    problem: AttentionProblem,
+    terms: Tensor | None = None,
 ) -> None:
     assert actual.shape == exact.shape, (
         f"{name} is {tuple(actual.shape)}, expected {tuple(exact.shape)}\n{problem}"
@@ -258,6 +384,8 @@ def _compare(
         return
     assert not bool(exact.isnan().any()), f"the exact {name} holds NaN\n{problem}"
     budget = error_budget(eager, exact)
+    if terms is not None:
+        budget += 2 * _ROUNDINGS * float(torch.finfo(eager.dtype).eps * terms.abs().max())
     # Equal infinities have no difference; a NaN or another infinity is an infinite error.
     error = torch.where(actual == exact, 0.0, (actual.double() - exact).abs())
     error = error.nan_to_num(nan=math.inf)

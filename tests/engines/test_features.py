@@ -9,12 +9,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flashmetal.engines import portable, stock
+from flashmetal.engines import panels, portable, stock
+from flashmetal.problem import AttentionInputs, AttentionProblem, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from ..features import CACHES, DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
 
-SMALL_TILES = portable._Tiling(block_q=16, scores=1, least_keys=24)
+SMALL_TILES = panels.Tiling(block_q=16, scores=1, least_keys=24)
+REFUSED_BY_STOCK = "k_format v_format window_left alibi".split()
 BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])
 
 
@@ -22,7 +24,7 @@ BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "st
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls small enough for a test in one tile, and cut into many."""
     if request.param == "many tiles":
-        monkeypatch.setattr(portable, "_tiling", lambda problem: SMALL_TILES)
+        monkeypatch.setattr(panels, "tiling", lambda problem: SMALL_TILES)
 
 
 @pytest.mark.usefixtures("tiles")
@@ -35,11 +37,31 @@ def test_portable(feature: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("feature", FULL_OR_CAUSAL)
+@pytest.mark.parametrize("feature", FULL_OR_CAUSAL | CACHES)
 def test_stock(feature: str, dtype: torch.dtype) -> None:
-    problem, inputs = make_inputs(**{**SHAPE, **FULL_OR_CAUSAL[feature]}, dtype=dtype)
+    """Also caches, those it refuses excepted."""
+    problem, inputs = make_inputs(**{**SHAPE, **(FULL_OR_CAUSAL | CACHES)[feature]}, dtype=dtype)
+    if feature in CACHES and stock.refuse(problem) is not None:
+        assert any(name in CACHES[feature] for name in REFUSED_BY_STOCK)
+        return
     assert stock.refuse(problem) is None
     assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
+
+
+@pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])
+@pytest.mark.parametrize("missing", [False, True], ids=["all", "one missing"])
+def test_pages_in_order_and_with_a_gap(engine: Any, missing: bool) -> None:
+    """Neighbouring pages are read where they lie; -1 in their midst hides keys."""
+    pages = torch.tensor([[2, 3, 4, 5, 6], [11, 12, 13, 14, -1]], dtype=torch.int32)
+    if missing:
+        pages[0, 2] = -1
+    cache = torch.randn(16, 8, 2, 32)
+    cache[[0, 1, 7, 8, 9, 10, 15]] = torch.nan
+    inputs = AttentionInputs(torch.randn(2, 3, 4, 32), cache, cache * 2, block_table=pages)
+    inputs = inputs._replace(seqused_k=torch.tensor([37, 32], dtype=torch.int32))
+    inputs = inputs._replace(leftpad_k=torch.tensor([0, 11], dtype=torch.int32))
+    problem = AttentionProblem.of(inputs, Request("test", causal=True))
+    assert_matches_reference(*engine.forward(problem, inputs), problem, inputs)
 
 
 @st.composite

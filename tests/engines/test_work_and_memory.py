@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashmetal.engines import portable, stock
-from flashmetal.testing import make_inputs
+from flashmetal.engines import panels, portable, stock
+from flashmetal.testing import differentiable, make_inputs
 
 SHAPE: dict[str, Any] = {"heads_q": 2, "heads_k": 1, "head_dim": 16}
-SMALL_TILES = portable._Tiling(block_q=64, scores=1 << 14, least_keys=32)
+SMALL_TILES = panels.Tiling(block_q=64, scores=1 << 14, least_keys=32)
 
 
 class Counter(TorchDispatchMode):
@@ -35,7 +35,7 @@ class Counter(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(portable, "_tiling", lambda problem: SMALL_TILES)
+    monkeypatch.setattr(panels, "tiling", lambda problem: SMALL_TILES)
 
 
 def largest(engine: Any, seqlen: int, **features: Any) -> int:
@@ -90,3 +90,36 @@ def test_work_is_that_of_the_band() -> None:
 def test_work_of_a_packed_batch_is_that_of_its_sequences() -> None:
     lengths = (700, 30, 0, 5)
     assert scores(lengths_q=lengths) == 2 * sum(length**2 for length in lengths)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {},
+        {"window_right": 0, "softcap": 2.0, "alibi": True, "sinks": True},
+        {"window_left": 40},
+        {"dropout_p": 0.2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_of_the_backward_is_linear_in_the_sequence(
+    dtype: torch.dtype, features: dict[str, Any]
+) -> None:
+    for seqlen in (1024, 2048):
+        problem, inputs = make_inputs(**{**SHAPE, **features, "seqlen_q": seqlen}, dtype=dtype)
+        o, lse = portable.forward(problem, inputs)
+        call = problem, inputs, o, lse, torch.ones_like(o), None, differentiable(inputs)
+        with Counter() as mode:
+            portable.backward(*call)
+        assert mode.largest <= 2 * 16 * seqlen
+
+
+def test_work_of_the_backward_is_that_of_the_band() -> None:
+    """Two products of scores a panel, in the panels that the forward visits."""
+    for features in ({}, {"window_right": 0}, {"window_left": 31, "window_right": 0}):
+        problem, inputs = make_inputs(**{**SHAPE, **features, "seqlen_q": 1024})
+        o, lse = portable.forward(problem, inputs)
+        with Counter() as mode:
+            portable.backward(problem, inputs, o, lse, o, None, ("q", "k", "v"))
+        assert mode.scores == 2 * scores(seqlen_q=1024, **features)

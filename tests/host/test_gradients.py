@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import flashmetal
-from flashmetal.problem import AttentionInputs
+from flashmetal.problem import AttentionInputs, Request
 from flashmetal.reference import attention_reference
 from flashmetal.testing import make_inputs
 
@@ -144,23 +144,22 @@ def test_in_place_is_differentiable() -> None:
         assert torch.equal(actual, wanted)
 
 
-def test_no_grad_takes_a_fast_engine() -> None:
+def test_no_grad_plans_no_backward() -> None:
     q, k, v = (torch.randn(1, 9, 2, 8, requires_grad=True) for _ in range(3))
-    assert flashmetal.explain(q, k, v).plan.engine == "reference"
+    assert flashmetal.explain(q, k, v).plan.backward == "stock"
     with torch.no_grad():
-        assert flashmetal.explain(q, k, v).plan.engine != "reference"
+        assert flashmetal.explain(q, k, v).plan.backward is None
         assert not flashmetal.flash_attn_func(q, k, v).requires_grad
     with torch.inference_mode():
-        assert flashmetal.explain(q, k, v).plan.engine != "reference"
+        assert flashmetal.explain(q, k, v).plan.backward is None
 
 
-def test_the_operator_refuses_what_it_would_detach() -> None:
-    q = torch.randn(1, 9, 2, 8, requires_grad=True)
-    options = "test", None, None, None, False, -1, -1, 0.0, "auto", None, False, 0
-    with pytest.raises(RuntimeError, match="does not record gradients"):
-        torch.ops.flashmetal.attention(
-            q, q, q, *[None] * (len(AttentionInputs._fields) - 3), *options
-        )
+def test_the_operator_refuses_forward_mode() -> None:
+    """It would lose the derivative; the public functions keep it."""
+    q = torch.randn(1, 9, 2, 8)
+    inputs, request = AttentionInputs(q, q, q), Request("test")
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.ops.flashmetal.attention(*inputs, *request)
 
 
 def test_forward_mode_derivatives_are_kept() -> None:

@@ -32,6 +32,20 @@ FLASH_ATTN_2_8: dict[str, dict[str, Any]] = {
     "flash_attn_varlen_qkvpacked_func": dict.fromkeys(("qkv", "cu_seqlens", "max_seqlen"), NONE)
     | OPTIONS,
     "flash_attn_varlen_kvpacked_func": dict.fromkeys(("q", "kv", *LENGTHS), NONE) | OPTIONS,
+    "flash_attn_with_kvcache": dict.fromkeys(("q", "k_cache", "v_cache"), NONE)
+    | dict.fromkeys(("k", "v", "rotary_cos", "rotary_sin", "cache_seqlens"))
+    | dict.fromkeys(("cache_batch_idx", "cache_leftpad", "block_table", "softmax_scale"))
+    | {"causal": False, "window_size": (-1, -1), "softcap": 0.0, "rotary_interleaved": True}
+    | {"alibi_slopes": None, "num_splits": 0, "return_softmax_lse": False},
+    # flash_attn 3 has its own.
+    "flash_attn_3_with_kvcache": dict.fromkeys(("q", "k_cache", "v_cache"), NONE)
+    | dict.fromkeys(("k", "v", "qv", "rotary_cos", "rotary_sin", "cache_seqlens"))
+    | dict.fromkeys(("cache_batch_idx", "cache_leftpad", "page_table", "cu_seqlens_q"))
+    | dict.fromkeys(("cu_seqlens_k_new", "max_seqlen_q", "rotary_seqlens", "q_descale"))
+    | dict.fromkeys(("k_descale", "v_descale", "softmax_scale"))
+    | {"causal": False, "window_size": (-1, -1), "attention_chunk": 0, "softcap": 0.0}
+    | {"rotary_interleaved": True, "scheduler_metadata": None, "num_splits": 0}
+    | {"pack_gqa": None, "sm_margin": 0, "return_softmax_lse": False},
     # The in-place function of the metal-flash-sdpa kernels.
     "flash_attention_varlen": dict.fromkeys(
         ("out", "query", "key", "value", *LENGTHS, "do_causal", "scale", "softcapping"), NONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -47,9 +48,13 @@ def simulated_forward(
 
 
 def counted_forward(
-    problem: AttentionProblem, inputs: AttentionInputs, *, gpu: str = "M1"
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    *,
+    gpu: str = "M1",
+    kernel: str = "tile",
 ) -> dict[str, int]:
-    """The simulator's counters of one call of the tile kernel."""
+    """The simulator's counters of one call, all its launches together."""
     launched: list[metalsim.Kernel] = []
 
     class Counted:
@@ -64,12 +69,13 @@ def counted_forward(
         problem,
         inputs,
         gpu=gpu,
+        kernel=kernel,
         compile_shader=lambda source: Counted(metalsim.compile_shader(source, check=True)),
     )
-    return launched[-1].counters
+    return dict(sum((Counter(kernel.counters) for kernel in launched), Counter()))
 
 
 def bits(*tensors: Tensor) -> list[Tensor]:
     """Tensors as integers of their width, for comparisons of every bit (NaN included)."""
-    integers = {2: torch.int16, 4: torch.int32}
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
     return [tensor.view(integers[tensor.element_size()]) for tensor in tensors]

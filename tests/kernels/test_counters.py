@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flashmetal.testing import make_inputs
-from flashmetal.tiles import forward_tile
+from flashmetal.tiles import tile_of
 
 from .simulated import TILE_GPUS, counted_forward
 
@@ -32,7 +32,7 @@ def test_full_attention_stays_within_its_bytes_and_multiplies(gpu: str) -> None:
 def test_two_barriers_a_key_block(gpu: str) -> None:
     problem, inputs = make_inputs(**SHAPE, dtype=torch.float16)
     counters = counted_forward(problem, inputs, gpu=gpu)
-    tile = forward_tile(7 if gpu == "M1" else 9, 2, 64, 64)
+    tile = tile_of("forward", 7 if gpu == "M1" else 9, 2, 64, 64)
     visits = 2 * (256 // tile.owned) * (256 // tile.streamed)
     assert counters["threadgroup_barriers"] == 2 * visits
 
@@ -49,7 +49,7 @@ def test_padding_a_head_dim_costs_no_multiply_beyond_its_fragments(head_dim: int
 def test_causal_visits_only_the_blocks_of_its_band(gpu: str) -> None:
     problem, inputs = make_inputs(**SHAPE, window_right=0, dtype=torch.float16)
     counters = counted_forward(problem, inputs, gpu=gpu)
-    tile = forward_tile(7 if gpu == "M1" else 9, 2, 64, 64)
+    tile = tile_of("forward", 7 if gpu == "M1" else 9, 2, 64, 64)
     fragments = 0
     for first_row in range(0, 256, tile.rows):
         blocks = -(-(first_row + tile.rows) // tile.streamed)

@@ -1,32 +1,69 @@
-"""The order in which threads run must not show: equal bits under every schedule."""
+"""The order in which threads run must not show, and the checkers find nothing: every kernel of the
+package and of metalsim's gallery, under eight schedules."""
 
 from __future__ import annotations
 
+import re
+from importlib import resources
+
 import pytest
 import torch
+from torch import Tensor
 
 import metalsim
-from flashmetal.testing import assert_matches_reference, make_inputs
+from flashmetal.engines.metal import msl
 
-from .simulated import bits, simulated_forward
+from .launches import GALLERY, GALLERY_LAUNCHES, LAUNCHES, GalleryLaunch, Launch
 
-CASES = {
-    "plain": {},
-    "causal-gqa": {"window_right": 0, "heads_q": 4, "heads_k": 2},
-    "window-sinks": {"window_left": 20, "window_right": 5, "sinks": True},
-    "varlen": {"lengths_q": (5, 0, 33), "lengths_k": (40, 7, 64), "window_right": 0},
-    "head-dim-256": {"head_dim": 256, "seqlen_q": 33, "seqlen_k": 40},
+MATRIX: dict[str, Launch | GalleryLaunch] = {
+    **LAUNCHES,
+    **{f"gallery, {launch.kernel}": launch for launch in GALLERY_LAUNCHES},
 }
+SEEDS = range(8)
 
 
-@pytest.mark.parametrize("kernel", ["tile", "scalar"])
-@pytest.mark.parametrize("name", CASES)
-def test_equal_bits_under_eight_schedules(name: str, kernel: str) -> None:
-    shape = {"seqlen_q": 50, "seqlen_k": 70, "head_dim": 64}
-    problem, inputs = make_inputs(**{**shape, **CASES[name]})
-    o, lse = simulated_forward(problem, inputs, kernel=kernel)
-    assert_matches_reference(o, lse, problem, inputs)
-    for seed in range(1, 9):
+class Launched:
+    """A library that notes the names of the kernels asked for."""
+
+    def __init__(self, library: metalsim.ShaderLibrary, names: set[str]) -> None:
+        self._library = library
+        self._names = names
+
+    def __getattr__(self, name: str) -> metalsim.Kernel:
+        self._names.add(name)
+        return getattr(self._library, name)
+
+
+def checked(source: str) -> metalsim.ShaderLibrary:
+    return metalsim.compile_shader(source, check=True)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bytes, so that NaN compare too."""
+    return tensor.detach().contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_equal_bits_and_no_findings_under_eight_schedules(name: str) -> None:
+    expected: tuple[Tensor, ...] = ()
+    for seed in SEEDS:
         with metalsim.schedule(seed=seed):
-            again = simulated_forward(problem, inputs, kernel=kernel)
-        assert all(map(torch.equal, bits(o, lse), bits(*again))), f"seed {seed} differs"
+            results = MATRIX[name].run(checked)
+        expected = expected or results
+        assert results
+        for result, first in zip(results, expected, strict=True):
+            assert torch.equal(bits(result), bits(first)), f"seed {seed} differs"
+
+
+def test_every_kernel_is_in_the_matrix() -> None:
+    kernel = re.compile(r"^(?:\[\[)?kernel\b.*\bvoid (\w+)\(", re.M)
+    files = [path for path in resources.files(msl).iterdir() if path.name.endswith(".metal")]
+    written = {
+        name
+        for path in (*files, *GALLERY.glob("*.metal"))
+        for name in kernel.findall(path.read_text())
+    }
+    launched = set[str]()
+    for launch in MATRIX.values():
+        launch.run(lambda source: Launched(checked(source), launched))
+    assert launched == written

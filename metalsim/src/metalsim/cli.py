@@ -1,4 +1,4 @@
-"""The command line: `metalsim run` and `metalsim profile`; needs numpy (the extra `cli`)."""
+"""The command line: `metalsim run`, `check` and `profile`; needs numpy (the extra `cli`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checks import CHECKS, Check
 from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
+from .findings import collect_findings
+from .grid import read_grid
 from .library import Kernel, compile_shader
+from .profile_report import lines_table, prediction_table, totals_table
 from .schedule import schedule
+from .timing import Chip, Prediction, chip, predict, work_of_counters
 
 if TYPE_CHECKING:
     from .buffer_files import Buffer
     from .frontend import FunctionConstant
+    from .lines import Location
 
 _ERROR = re.compile(r"(.+?):(\d+):(\d+): error: .*")
 _LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
@@ -37,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UnicodeDecodeError) as error:
         return _complain(f"{path}: {error}")
     try:
-        return _profile(options, source) if options.command == "profile" else _run(options, source)
+        return _COMMANDS[options.command](options, source)
     except SyntaxError as error:
         print(_quote_errors(str(error), path, source), file=sys.stderr)
         return 1
@@ -75,8 +81,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--rtol", type=float, default=1e-5, help="for --expect, default %(default)s")
     run.add_argument("--atol", type=float, default=1e-6, help="for --expect, default %(default)s")
+    check = commands.add_parser(
+        "check", help="launch a kernel and list its races and bad accesses; status 1 if it has any"
+    )
+    _add_launch(check)
+    check.add_argument(
+        "--only",
+        metavar="NAMES",
+        help=f"these checks alone, separated by commas: {', '.join(CHECKS)}",
+    )
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
     profile = commands.add_parser("profile", help="launch a kernel and count its work")
     _add_launch(profile)
+    profile.add_argument("--by-line", action="store_true", help="also by line of the source")
+    profile.add_argument(
+        "--chip",
+        metavar="NAME",
+        help="also predict the time on an Apple GPU, such as M1 or M4-Max: to rank variants, "
+        "see docs/time_model.md for its errors",
+    )
     profile.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -135,25 +158,84 @@ def _expectation(word: str, arrays: dict[int, Buffer]) -> tuple[int, Path]:
     return int(slot), Path(path)
 
 
+def _check(options: argparse.Namespace, source: str) -> int:
+    from .finding_report import Report
+
+    check = True if options.only is None else options.only
+    with collect_findings() as findings:
+        kernel, _ = _launch(options, source, check)
+    report = Report(options.source, source, kernel.name, findings)
+    if options.json:
+        print(report.json())
+    else:
+        report.show()
+    return 1 if findings else 0
+
+
 def _profile(options: argparse.Namespace, source: str) -> int:
-    kernel, _ = _launch(options, source, True)
+    wanted = chip(options.chip) if options.chip else None
+    kernel, buffers = _launch(options, source, False, profile=True)
     counters = {
         **kernel.counters,
         "threadgroup_memory_bytes": kernel.static_thread_group_memory_length,
     }
+    prediction = _prediction(options, kernel, buffers, wanted) if wanted else None
     if options.json:
-        grid = {"threads": options.threads, "group": options.group}
-        print(json.dumps({"kernel": kernel.name, **grid, "counters": counters}, indent=2))
+        print(json.dumps(_profile_record(options, kernel, counters, prediction), indent=2))
         return 0
     print(f"{kernel.name}: one launch")
-    shown = {name: f"{count:,}" for name, count in counters.items() if count}
-    for name, count in shown.items():
-        print(f"  {name.replace('_', ' '):<{max(map(len, shown))}}  {count:>16}")
+    print(totals_table(counters))
+    if wanted is not None and prediction is not None:
+        print(f"\n{prediction_table(prediction, wanted.name)}")
+    if options.by_line:
+        print(
+            f"\n{lines_table(kernel.line_counters, lambda at: _source_line(at, options, source))}"
+        )
     return 0
 
 
+def _profile_record(
+    options: argparse.Namespace,
+    kernel: Kernel,
+    counters: dict[str, int],
+    prediction: Prediction | None,
+) -> dict[str, object]:
+    lines = [
+        {**(location._asdict() if location else {"file": "", "line": 0}), "counters": counts}
+        for location, counts in kernel.line_counters
+    ]
+    grid = {"threads": options.threads, "group": options.group}
+    predicted = {"predicted": prediction._asdict()} if prediction else {}
+    named = {"kernel": kernel.name, **grid}
+    return {**named, "counters": counters, "lines": lines, **predicted}
+
+
+def _prediction(
+    options: argparse.Namespace, kernel: Kernel, buffers: list[Buffer], wanted: Chip
+) -> Prediction:
+    values = [buffer.value for buffer in buffers]
+    limit = kernel.max_threads_per_threadgroup
+    grid = read_grid(kernel.name, values, options.threads, options.group, limit)
+    work = work_of_counters(
+        kernel.counters,
+        grid.threads,
+        grid.group,
+        threadgroup_bytes=kernel.static_thread_group_memory_length,
+        dram_bytes=sum(value.nbytes for value in values if hasattr(value, "nbytes")),
+    )
+    return predict(work, wanted)
+
+
+def _source_line(location: Location, options: argparse.Namespace, source: str) -> str:
+    if location.file == PROGRAM_SOURCE:
+        return _line(source, location.line)
+    directories = [options.source.parent, *map(Path, options.include)]
+    found = (_line_of_file(folder / location.file, location.line) for folder in directories)
+    return next((text for text in found if text), "")
+
+
 def _launch(
-    options: argparse.Namespace, source: str, check: bool | None
+    options: argparse.Namespace, source: str, check: Check, profile: bool = False
 ) -> tuple[Kernel, list[Buffer]]:
     from .buffer_files import read_buffer
 
@@ -161,6 +243,7 @@ def _launch(
     library = compile_shader(
         source,
         check=check,
+        profile=profile,
         function_constants=dict(map(_constant, options.constant)),
         include_dirs=[options.source.parent, *options.include],
     )
@@ -176,6 +259,9 @@ def _launch(
             group_size=options.group,
         )
     return kernel, buffers
+
+
+_COMMANDS = {"run": _run, "check": _check, "profile": _profile}
 
 
 def _constant(word: str) -> tuple[str, FunctionConstant]:

@@ -11,10 +11,10 @@ from . import machine
 from .errors import SimulationError, simulation_error
 from .findings import Access, Finding, Position, merge
 from .lines import LineTable
+from .profile import MAX_COUNTERS, LineCounters, by_line, instruction_counters
 from .schedule import current_schedule
 
 MAX_BUFFERS = 31
-_COUNTERS = 64
 _FINDINGS = 1024
 _KINDS = {1: "race", 2: "bounds", 4: "uninitialized", 8: "alignment"}
 _SPACES = ("device", "constant", "threadgroup", "thread", "")
@@ -50,6 +50,7 @@ class Outcome(NamedTuple):
     threadgroup_bytes: int
     findings: tuple[Finding, ...]
     error: SimulationError | None
+    lines: tuple[LineCounters, ...] = ()
 
 
 class _Extent(ctypes.Structure):
@@ -103,9 +104,12 @@ class _Launch(ctypes.Structure):
         ("initialized", ctypes.c_void_p * MAX_BUFFERS),
         ("findings", ctypes.c_void_p),
         ("finding_capacity", ctypes.c_uint32),
-        ("counters", ctypes.c_uint64 * _COUNTERS),
+        ("line_capacity", ctypes.c_uint32),
+        ("lines", ctypes.c_void_p),
+        ("counters", ctypes.c_uint64 * MAX_COUNTERS),
         ("threadgroup_bytes", ctypes.c_uint32),
         ("finding_count", ctypes.c_uint32),
+        ("line_count", ctypes.c_uint32),
         ("error", ctypes.c_char * 8192),
         ("error_kind", ctypes.c_char * 32),
     )
@@ -151,6 +155,8 @@ class LoadedLibrary:
         launch.findings, launch.finding_capacity = ctypes.addressof(found), len(found)
         extents = _extents(request.buffers)
         launch.extents, launch.extent_count = ctypes.addressof(extents), len(extents)
+        instructions = instruction_counters(request.checks)
+        launch.lines, launch.line_capacity = ctypes.addressof(instructions), len(instructions)
         status = self._run(entry, ctypes.byref(launch))
         counters = {
             name: int(launch.counters[index]) for index, name in enumerate(self._counter_names)
@@ -159,7 +165,10 @@ class LoadedLibrary:
             self._finding(request.kernel, found[index]) for index in range(launch.finding_count)
         )
         error = self._error(launch) if status else None
-        return Outcome(counters, int(launch.threadgroup_bytes), findings, error)
+        lines = by_line(
+            instructions[: launch.line_count], LineTable.read(self._path), self._counter_names
+        )
+        return Outcome(counters, int(launch.threadgroup_bytes), findings, error, lines)
 
     @staticmethod
     def _error(launch: _Launch) -> SimulationError:

@@ -12,6 +12,7 @@ from . import cache, machine
 from .arguments import bind
 from .checks import Check, read_check
 from .compiler import CompilationFailed, Compiler, build_kernels, build_runtime, find_compiler
+from .cooperative_layout import CooperativeLayout, read_layout
 from .diagnostics import compile_error
 from .error_buffer import ErrorBuffer
 from .errors import ArgumentError, KernelNotFoundError, check_error
@@ -19,6 +20,7 @@ from .findings import Finding, collected
 from .frontend import FunctionConstant, Translation, translate
 from .grid import read_grid
 from .launch import MAX_BUFFERS, LoadedLibrary, Outcome, Request
+from .profile import PROFILE, LineCounters
 
 
 class _KernelRecord(NamedTuple):
@@ -47,6 +49,8 @@ class Kernel:
         self.counters: dict[str, int] = {}
         """Work done by the latest launch of a checking build: multiplies, bytes, barriers and
         more."""
+        self.line_counters: tuple[LineCounters, ...] = ()
+        """The same by source line, of a library that profiles."""
         self.findings: tuple[Finding, ...] = ()
         """What the checkers found in the latest launch."""
         self._library = library
@@ -100,6 +104,7 @@ class Kernel:
         outcome = self._library.run(self._entry, request)
         self.static_thread_group_memory_length = outcome.threadgroup_bytes
         self.counters = {} if self._checks is None else outcome.counters
+        self.line_counters = outcome.lines
         self.findings = outcome.findings
         _raise_findings(outcome)
         if errors is not None:
@@ -156,9 +161,11 @@ def compile_shader(
     source: str,
     *,
     check: Check = None,
+    profile: bool = False,
     function_constants: Mapping[str | int, FunctionConstant] | None = None,
     include_dirs: Sequence[str | os.PathLike[str]] = (),
     cache_dir: str | os.PathLike[str] | None = None,
+    cooperative_layout: str | None = None,
 ) -> ShaderLibrary:
     """Compile Metal source for this machine's CPU: the counterpart of `torch.mps.compile_shader`.
 
@@ -167,12 +174,21 @@ def compile_shader(
         check: True for a slower build with counters and all checks; or the names of those wanted:
             "races", "bounds", "uninitialized", "alignment", "divergence" (which is always found).
             None reads METALSIM_CHECK: 0, 1 or such names with commas (default: off).
+        profile: count by source line too (`Kernel.line_counters`), and the accesses of whole
+            simdgroups: 128-byte lines that they touch, bank conflicts. A checking build, slower.
         function_constants: values by the name or index of `constant T x
             [[function_constant(index)]]`.
         include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`) if torch
             is installed.
         cache_dir: where compiled libraries are kept; default METALSIM_CACHE_DIR, else the user's
             cache directory.
+        cooperative_layout: where the lanes of a simdgroup hold the elements of a cooperative
+            tensor, which Metal does not say: "apple10" (M5), "older" (GPUs before it) or
+            "random:SEED", whose lanes have empty slots too; None reads
+            METALSIM_COOPERATIVE_LAYOUT (default: apple10). Seeds decide as well what else GPUs may
+            do differently: under odd ones the layout depends on operand, element type and depth
+            too (`is_compatible_as_left_input` is false), under those with bit 1 set
+            `mode::multiply` adds to a destination in memory.
 
     Returns:
         The library; `library.name` is the kernel called `name`.
@@ -186,13 +202,19 @@ def compile_shader(
         raise TypeError(f"compile_shader: source must be a str, not {type(source).__name__}")
     build = _Build(
         source,
-        read_check(check),
+        _bits(check, profile),
         dict(function_constants or {}),
         _include_path(include_dirs),
+        read_layout(cooperative_layout),
         cache.cache_directory(cache_dir),
         find_compiler(),
     )
     return build.library()
+
+
+def _bits(check: Check, profile: bool) -> int | None:
+    bits = read_check(check)
+    return (bits or 0) | PROFILE if profile else bits
 
 
 def _include_path(include_dirs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
@@ -214,6 +236,7 @@ class _Build(NamedTuple):
     checks: int | None
     function_constants: dict[str | int, FunctionConstant]
     include_dirs: tuple[Path, ...]
+    cooperative_layout: CooperativeLayout
     directory: Path
     compiler: Compiler
 
@@ -224,7 +247,8 @@ class _Build(NamedTuple):
     def library(self) -> ShaderLibrary:
         constants = repr(sorted(self.function_constants.items(), key=str))
         directories = map(str, self.include_dirs)
-        key = self._digest(cache.front_end_digest(), self.source, constants, *directories)
+        tensors = self.cooperative_layout.definitions()
+        key = self._digest(cache.front_end_digest(), self.source, constants, tensors, *directories)
         record_name = f"program-{key}.json"
         record = cache.read_record(self.directory, record_name)
         if record is None or not (self.directory / str(record["file"])).exists():
@@ -246,6 +270,7 @@ class _Build(NamedTuple):
             function_constants=self.function_constants,
             include_dirs=self.include_dirs,
             system_dirs=_torch_headers(),
+            tensor_definitions=self.cooperative_layout.definitions(),
         )
         name = f"kernels-{self._digest(translation.code)}.so"
         runtime = self._runtime()

@@ -1,5 +1,6 @@
-"""For pytest: the fixture `compile_shader`, whose kernels fail the test on any finding, and the
-option `--metalsim-seeds N`, which runs each test of the fixture under N orders of threads."""
+"""For pytest: the fixture `compile_shader`, whose kernels fail the test on any finding, and options
+that run each of its tests several times: `--metalsim-seeds N` under N orders of threads,
+`--metalsim-layouts A,B` under several layouts of cooperative tensors."""
 
 from __future__ import annotations
 
@@ -53,8 +54,9 @@ class CheckedLibrary:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --metalsim-seeds."""
-    parser.getgroup("metalsim").addoption(
+    """Add --metalsim-seeds and --metalsim-layouts."""
+    group = parser.getgroup("metalsim")
+    group.addoption(
         "--metalsim-seeds",
         type=int,
         default=0,
@@ -62,15 +64,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run each test that uses compile_shader N times, its threads ordered at random from "
         "the seeds 1 to N (default: once, as METALSIM_SEED says)",
     )
+    group.addoption(
+        "--metalsim-layouts",
+        default="",
+        metavar="LAYOUTS",
+        help="run each test that uses compile_shader under each of these layouts of cooperative "
+        "tensors, as in apple10,older,random:1 (default: as METALSIM_COOPERATIVE_LAYOUT says)",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each seed."""
+    """One test for each seed and each layout."""
     seeds = metafunc.config.getoption("--metalsim-seeds")
     if seeds and "_metalsim_seed" in metafunc.fixturenames:
         metafunc.parametrize(
             "_metalsim_seed", range(1, seeds + 1), ids="seed{}".format, indirect=True
         )
+    layouts = metafunc.config.getoption("--metalsim-layouts")
+    if layouts and "_metalsim_layout" in metafunc.fixturenames:
+        metafunc.parametrize("_metalsim_layout", layouts.split(","), indirect=True)
 
 
 @pytest.fixture
@@ -80,7 +92,12 @@ def _metalsim_seed(request: pytest.FixtureRequest) -> Iterator[None]:  # pyright
 
 
 @pytest.fixture
-def compile_shader(_metalsim_seed: None) -> CompileShader:
+def _metalsim_layout(request: pytest.FixtureRequest) -> str | None:  # pyright: ignore[reportUnusedFunction]
+    return getattr(request, "param", None)
+
+
+@pytest.fixture
+def compile_shader(_metalsim_seed: None, _metalsim_layout: str | None) -> CompileShader:
     """`metalsim.compile_shader` with the checks on, for the test or for the code that it tests.
 
     A launch that metalsim finds wrong (SimulationError) fails the test with the finding, even where
@@ -90,6 +107,7 @@ def compile_shader(_metalsim_seed: None) -> CompileShader:
 
     def compile_checked(source: str, **options: Any) -> CheckedLibrary:
         options["check"] = True
+        options.setdefault("cooperative_layout", _metalsim_layout)
         return CheckedLibrary(library.compile_shader(source, **options))
 
     return compile_checked

@@ -20,8 +20,9 @@ def order(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-def compiled(name: str) -> metalsim.ShaderLibrary:
-    return metalsim.compile_shader((GALLERY / f"{name}.metal").read_text(), check=True)
+def compiled(name: str, layout: str | None = None) -> metalsim.ShaderLibrary:
+    source = (GALLERY / f"{name}.metal").read_text()
+    return metalsim.compile_shader(source, check=True, cooperative_layout=layout)
 
 
 def rounding(dtype: type[np.floating], terms: int) -> float:
@@ -37,7 +38,7 @@ def test_every_kernel_has_a_header_and_a_test() -> None:
     tests = Path(__file__).read_text()
     for file in GALLERY.glob("*.metal"):
         assert file.read_text().startswith("// "), file.name
-        assert f'compiled("{file.stem}")' in tests, file.name
+        assert f'compiled("{file.stem}"' in tests, file.name
 
 
 @pytest.mark.parametrize("count", [1, 1000, 5000])
@@ -80,6 +81,40 @@ def test_matmul(rows: int, columns: int, depth: int) -> None:
     a, b = a.astype(float), b.astype(float)
     bound = rounding(np.float32, depth) * (np.abs(a) @ np.abs(b))
     assert (np.abs(c - a @ b) <= bound).all()
+
+
+@pytest.mark.parametrize("layout", ["apple10", "older", "random:1", "random:2"])
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(64, 32, 64), (65, 70, 129), (3, 5, 1)])
+def test_tensor_matmul(rows: int, columns: int, depth: int, layout: str) -> None:
+    a = normal(rows, depth).astype(np.float16)
+    b = normal(depth, columns).astype(np.float16)
+    bias, c = normal(columns), np.full((rows, columns), np.nan, np.float32)
+    threads = [-(-columns // 32) * 128, -(-rows // 64)]
+    sizes = np.array([rows, columns, depth], np.int32)
+    library = compiled("tensor_matmul", layout)
+    library.tensor_matmul(a, b, bias, c, sizes, threads=threads, group_size=[128, 1])
+    a, b = a.astype(float), b.astype(float)
+    bound = rounding(np.float32, depth + 1) * (np.abs(a) @ np.abs(b) + np.abs(bias))
+    assert (np.abs(c - np.maximum(a @ b + bias, 0)) <= bound).all()
+
+
+@pytest.mark.parametrize("layout", ["apple10", "older", "random:1", "random:2"])
+@pytest.mark.parametrize(("rows", "keys"), [(64, 64), (70, 75), (1, 1)])
+def test_tensor_attention(rows: int, keys: int, layout: str) -> None:
+    q, k, v = (normal(length, 64).astype(np.float16) for length in (rows, keys, keys))
+    out = np.full((rows, 64), np.nan, np.float32)
+    sizes = np.array([(rows, keys, np.log2(np.e) / 8)], np.dtype("i4,i4,f4"))
+    library = compiled("tensor_attention", layout)
+    threads = -(-rows // 64) * 128
+    library.tensor_attention(q, k, v, out, sizes.view(np.uint8), threads=threads, group_size=128)
+    q, k, v = (x.astype(float) for x in (q, k, v))
+    scores = q @ k.T / 8
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    # A probability's relative error is the absolute error of its score and of the row's maximum.
+    score_error = 2 * rounding(np.float32, 66) * (np.abs(q) @ np.abs(k).T / 8).max()
+    bound = (2 * score_error + rounding(np.float32, 2 * keys + 8)) * (p @ np.abs(v))
+    assert (np.abs(out - p @ v) <= bound).all()
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 128), (2, 1000), (2, 5)])

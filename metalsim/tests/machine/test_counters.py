@@ -120,6 +120,7 @@ def test_collectives_and_functions(library: metalsim.ShaderLibrary):
         "reductions": 4,
         "votes": 2,
         "exponentials": 3 * 64,
+        "square_roots": 64,
     }
 
 

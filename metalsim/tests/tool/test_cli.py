@@ -197,3 +197,84 @@ def test_without_numpy(source: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'metalsim[cli]'" in done.stderr
+
+
+def test_profile_predicts_for_a_chip(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    launch = "profile k.metal --kernel scale --buffers ones:float32:64 zeros:float32:64 64 0.5"
+    assert run(f"{launch} --threads 64 --group 32 --chip m4-max") == 0
+    table = capsys.readouterr().out
+    assert "predicted on M4-Max: 5." in table
+    assert "limit: launch" in table
+    assert run(f"{launch} --threads 64 --chip M1 --json") == 0
+    predicted = json.loads(capsys.readouterr().out)["predicted"]
+    assert predicted["limits"]["DRAM"] == pytest.approx(512 / 68e9)
+
+
+def test_profile_for_an_unknown_chip(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profile k.metal --kernel scale --chip M0") == 2
+    assert "no chip is named 'M0'; known are M1, " in capsys.readouterr().err
+
+
+def test_profile_by_line(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    launch = "profile k.metal --kernel scale --buffers ones:float32:64 zeros:float32:64 64 0.5"
+    assert run(f"{launch} --threads 64 --by-line") == 0
+    rows = capsys.readouterr().out.splitlines()
+    (row,) = [row for row in rows if "y[i] = by * x[i]" in row]
+    assert row.split()[:3] == ["7", "512", "4"]
+    assert run(f"{launch} --threads 64 --json") == 0
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    (line,) = [line for line in lines if line["counters"].get("device_bytes_stored")]
+    assert (line["file"], line["line"]) == ("program_source", 7)
+
+
+RACE = """kernel void swap(device float* x, uint i [[thread_position_in_threadgroup]]) {
+  threadgroup float shared[64];
+  shared[i] = x[i];
+  x[i] = shared[63 - i];
+}
+"""
+
+
+def test_check_lists_findings(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("race.metal").write_text(RACE)
+    launch = "check race.metal --buffers ones:float32:64"
+    assert run(f"{launch} --only bounds,alignment") == 0
+    assert capsys.readouterr().out == "race.metal: kernel swap: no findings\n"
+    assert run(launch) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "race.metal: kernel swap: 1 finding"
+    sides = [next(line for line in lines if text in line) for text in ("] = x[i]", "x[i] = sh")]
+    assert " write " in sides[0]
+    assert " read " in sides[1]
+    assert lines[-1].startswith("swap:race.metal:")
+    assert run(f"{launch} --only race") == 2
+    assert "races, bounds" in capsys.readouterr().err
+
+
+def test_check_as_json(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("race.metal").write_text(RACE)
+    assert run("check race.metal --buffers ones:float32:64 --json") == 1
+    record = json.loads(capsys.readouterr().out)
+    (finding,) = record["findings"]
+    assert (record["file"], record["kernel"]) == ("race.metal", "swap")
+    assert (finding["kind"], finding["variable"], finding["file"]) == (
+        "race",
+        "shared",
+        "race.metal",
+    )
+    sides = {(side["access"], side["line"]) for side in (finding, finding["other"])}
+    assert sides == {("write", 3), ("read", 4)}
+    assert run("check race.metal --buffers ones:float32:64 --threads 1 --json") == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+
+
+def test_check_without_rich(source: str) -> None:
+    Path("race.metal").write_text(RACE)
+    script = (
+        "import sys; sys.modules['rich'] = None\n"
+        "from metalsim.cli import main\n"
+        "sys.exit(main(['check', 'race.metal', '--buffers', 'ones:float32:64']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "  write  3  shared[i] = x[i];\n" in done.stdout

@@ -100,6 +100,38 @@ def test_other():
     assert result.parseoutcomes()["failed"] >= 3
 
 
+def test_layouts(pytester: pytest.Pytester) -> None:
+    """A kernel that knows the layout of an M5 by heart shows."""
+    tests = """
+TENSORS = '''
+#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
+using namespace metal;
+using namespace mpp::tensor_ops;
+kernel void first_row(device float* x, device float* y, uint lane [[thread_index_in_simdgroup]]) {
+  auto from = tensor(x, extents<int, 16, 16>());
+  auto to = tensor(y, extents<int, 16, 16>());
+  matmul2d<matmul2d_descriptor(16, 16, 16), execution_simdgroup> op;
+  auto ct = op.get_destination_cooperative_tensor<decltype(from), decltype(from), float>();
+  ct.load(from);
+  if (lane == 0)
+    for (int i = 0; i < 4; ++i) ct[i] = 0;
+  ct.store(to);
+}
+'''
+
+def test_it(compile_shader):
+    x, y = np.ones((16, 16), np.float32), np.zeros((16, 16), np.float32)
+    compile_shader(TENSORS).first_row(x, y, threads=32, group_size=32)
+    assert (y[0, :4] == 0).all() and y.sum() == 252
+
+def test_other():
+    pass
+"""
+    result = run(pytester, tests, "--metalsim-layouts", "apple10,older,random:1", "-v")
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(["*test_it[[]apple10[]] PASSED*", "*test_it[[]random:1[]] FAILED*"])
+
+
 def test_without_seeds_a_test_runs_once(pytester: pytest.Pytester) -> None:
     result = run(pytester, "def test_once(compile_shader): launch(compile_shader, 'twice')")
     result.assert_outcomes(passed=1)

@@ -67,6 +67,23 @@ class CachedKeys(NamedTuple):
                 v = self._by_head(self.v, self.v_scale, where, rows)
                 yield Panel(start - self.skipped, k, v)
 
+    def plain(self, keys: int) -> tuple[Tensor, Tensor] | None:
+        """k (1, keys, Hk, D) and v where they lie, if those are neighbouring pages of no codes."""
+        if self.k_scale is not None or self.v_scale is not None or keys == 0:
+            return None
+        size = self.k.shape[1]
+        first, end = self.skipped // size, -(-(self.skipped + keys) // size)
+        page, count = self.pages[first], end - first
+        whole = self.k.stride(0) == size * self.k.stride(1)
+        if count > 1 and not (whole and self.v.stride(0) == size * self.v.stride(1)):
+            return None
+        if page < 0 or self.pages[first:end] != list(range(page, page + count)):
+            return None
+        start = self.skipped % size
+        rows = slice(start, start + keys)
+        k, v = (x[page : page + count].flatten(0, 1)[None, rows] for x in (self.k, self.v))
+        return k, v
+
     def _index(self, pages: list[int]) -> Tensor:
         return torch.tensor(pages, device=self.k.device)
 

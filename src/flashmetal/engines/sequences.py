@@ -85,6 +85,7 @@ class Sequence(NamedTuple):
     band: Band
     seqlen_k: int
     cache: CachedKeys | None = None  # where the keys are, if not in k and v as they are
+    entry: int = 0  # the first of the N batch entries
 
     def clear_rows(self, sinks: Tensor | None) -> tuple[int, int]:
         """Write the rows that see no key, and return the others [first, end).
@@ -190,6 +191,9 @@ def _sequence(
     k, v, cache = inputs.k, inputs.v, None
     if _cached(problem):
         cache = _cached_keys(problem, inputs, entries, keys)
+        plain = cache.plain(seqlen_k)
+        if plain is not None:
+            (k, v), cache = plain, None
     elif problem.layout == "dense":
         k, v = (x[entries, keys.first : keys.end] for x in (k, v))
     else:
@@ -202,7 +206,7 @@ def _sequence(
     if slopes is not None:
         slopes = slopes[None] if slopes.ndim == 1 else slopes[entries]
     band = Band(seqlen_k - seqlen_q, problem.window_left, problem.window_right)
-    return Sequence(q, k, v, bias, slopes, out, lse, band, seqlen_k, cache)
+    return Sequence(q, k, v, bias, slopes, out, lse, band, seqlen_k, cache, entries.start)
 
 
 def _cached(problem: AttentionProblem) -> bool:

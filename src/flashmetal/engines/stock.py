@@ -2,7 +2,8 @@
 
 What the kernel does otherwise is kept from it: it dies on an empty key sequence, reads a last
 stride other than 1 wrongly, aligns causal to the top left, and gives a row without a visible key
-lse 0. Rows of that last kind are the first ones of a causal call and never reach it.
+lse 0. Rows of that last kind are the first ones of a causal call and never reach it. Of a paged
+cache it reads sequences whose pages are neighbours; others go panel by panel.
 
 Half types are served in float32: in them the kernel's exponentials put errors of 5e-5 into the lse,
 ten times what it is allowed, and float16 takes twice as long. The price is paid on CPUs with
@@ -11,11 +12,17 @@ matrix instructions for bfloat16, where the kernel's own bfloat16 would be about
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..gradients import Gradients
 from ..problem import AttentionInputs, AttentionProblem
-from .sequences import new_outputs, sequences
+from . import panels, portable
+from .portable_backward import row_terms, sink_gradient
+from .sequences import compute_dtype, new_outputs, sequences
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Up to so many query rows, and from so many elements of k, the time goes into reading k and v.
@@ -28,12 +35,11 @@ def refuse(problem: AttentionProblem) -> str | None:
     reasons = (
         (problem.device != "cpu", f"torch's kernels on {problem.device} give no log-sum-exp"),
         (problem.dtype not in _DTYPES, f"torch's fused CPU kernel does not take {problem.dtype}"),
-        (problem.page_size > 0, "torch's fused CPU kernel reads no pages"),
         (
             problem.k_format != "dense" or problem.v_format != "dense",
             "torch's fused CPU kernel reads no quantised cache",
         ),
-        (problem.leftpad_k, "torch's fused CPU kernel would need a mask for the left padding"),
+        (problem.dropout_p > 0.0, "torch's fused CPU kernel has no dropout"),
         (problem.softcap != 0.0, "torch's fused CPU kernel has no softcap"),
         (problem.alibi is not None, "ALiBi would need a mask of Sq x Sk elements"),
         (problem.bias is not None, "torch's fused CPU kernel gives lse 0 where a bias hides a row"),
@@ -72,9 +78,14 @@ def forward(
         o, lse = _attend(problem, inputs.q, inputs.k, inputs.v, inputs.sinks)
         return o.transpose(1, 2).to(problem.dtype).contiguous(), lse.to(torch.float32)
     out, lse = new_outputs(problem, inputs, out)
+    scratch = inputs.q.new_empty(0, dtype=compute_dtype(problem))
     for sequence in sequences(problem, inputs, out, lse, max(1, problem.batch)):
         first, end = sequence.clear_rows(inputs.sinks)
-        if first < end and sequence.q.shape[0]:
+        if first < end and sequence.cache is not None:
+            # Scattered pages, or missing ones: a panel at a time.
+            tiling = panels.tiling(problem)
+            portable.attend(problem, sequence, inputs, (first, end), tiling, scratch)
+        elif first < end and sequence.q.shape[0]:
             q = sequence.q[:, first:]
             o, part = _attend(problem, q, sequence.k, sequence.v, inputs.sinks)
             sequence.out[:, first:].copy_(o.transpose(1, 2))
@@ -82,11 +93,79 @@ def forward(
     return out, lse
 
 
+def refuse_backward(problem: AttentionProblem) -> str | None:
+    """Why torch's fused kernel cannot give the gradients of a call it serves, or None."""
+    if problem.dtype == torch.float64:
+        return "torch's fused CPU kernel wants a float64 log-sum-exp, and ours is float32"
+    if problem.page_size or problem.leftpad_k:
+        return "torch's fused CPU kernel writes no gradients past pages or left padding"
+    return None
+
+
+def backward(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+    wanted: tuple[str, ...],
+) -> Gradients:
+    """Gradients by the backward of the same kernel; arguments are those of the portable engine."""
+    rows = _Rows(o, lse, grad_o, grad_lse)
+    if _is_whole(problem):
+        found = _attend_backward(problem, inputs.q, inputs.k, inputs.v, rows)
+        q, k, v = (x.to(problem.dtype).contiguous() for x in found)
+    else:
+        q, k, v = _sequences_backward(problem, inputs, rows)
+    sinks = None
+    if inputs.sinks is not None and "sinks" in wanted:
+        sinks = sink_gradient(problem, inputs.sinks, row_terms(problem, *rows))
+    made = Gradients(q, k, v, sinks=sinks)
+    return Gradients(*[x if name in wanted else None for name, x in made._asdict().items()])
+
+
+class _Rows(NamedTuple):
+    """What the forward left of rows, and what arrives at them, in the layout of the call."""
+
+    o: Tensor
+    lse: Tensor
+    grad_o: Tensor
+    grad_lse: Tensor | None
+
+
+def _sequences_backward(
+    problem: AttentionProblem, inputs: AttentionInputs, rows: _Rows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, sequence by sequence; zeros where nothing is seen."""
+    grads = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs[:3])
+    places = inputs._replace(q=grads[0], k=grads[1], v=grads[2])
+    grad_lse = rows.lse if rows.grad_lse is None else rows.grad_lse
+    walks = (
+        sequences(problem, inputs, rows.o, rows.lse, max(1, problem.batch)),
+        sequences(problem, places, rows.grad_o, grad_lse, max(1, problem.batch)),
+    )
+    for sequence, place in zip(*walks, strict=True):
+        first, end = sequence.band.rows(sequence.q.shape[1], sequence.seqlen_k)
+        if first == end or not sequence.q.shape[0]:
+            continue
+        part = _Rows(
+            sequence.out[:, first:],
+            sequence.lse[..., first:],
+            place.out[:, first:],
+            None if rows.grad_lse is None else place.lse[..., first:],
+        )
+        found = _attend_backward(problem, sequence.q[:, first:], sequence.k, sequence.v, part)
+        for grad, x in zip((place.q[:, first:], place.k, place.v), found, strict=True):
+            grad.copy_(x)
+    return grads[0], grads[1], grads[2]
+
+
 def _is_whole(problem: AttentionProblem) -> bool:
     """Whether one call serves every row: one length, no empty dimension, no row without a key."""
     return (
         problem.layout == "dense"
-        and not problem.seqused_k
+        and not (problem.seqused_k or problem.page_size or problem.leftpad_k)
         and min(problem.batch, problem.seqlen_q, problem.seqlen_k) > 0
         and (problem.window_right < 0 or problem.seqlen_q <= problem.seqlen_k)
     )
@@ -135,3 +214,48 @@ def _with_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
     sink = sinks[:, None].to(lse.dtype)
     share = torch.sigmoid(lse - sink)[..., None]
     return o.mul_(share.to(o.dtype)), torch.logaddexp(lse, sink)
+
+
+def _attend_backward(
+    problem: AttentionProblem, q: Tensor, k: Tensor, v: Tensor, rows: _Rows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of rows that all see a key: float32 (N, Sq, Hq, D) and twice (N, Sk, Hk, D)."""
+    tensors = [x.float() for x in (q, k, v, rows.o, rows.grad_o)]
+    if rows.grad_lse is not None:
+        # The kernel subtracts rowsum(o * grad_o) from dP: one more column takes grad_lse there.
+        tensors = [F.pad(x, (0, 1)) for x in tensors]
+        tensors[3][..., -1] = -rows.grad_lse.transpose(1, 2)
+        tensors[4][..., -1] = 1.0
+    q, k, v, o, grad_o = (_unit_stride(x).transpose(1, 2) for x in tensors)
+    rest = o, rows.lse.contiguous(), grad_o
+    count, keys = q.shape[2], k.shape[2]
+    causal = problem.window_right == 0 and count > 1
+    if causal and count < keys:
+        earlier = keys - count
+        grad_q, *first = _fused_backward(
+            q, k[:, :, :earlier], v[:, :, :earlier], rest, False, problem.scale
+        )
+        more, *second = _fused_backward(
+            q, k[:, :, earlier:], v[:, :, earlier:], rest, True, problem.scale
+        )
+        found = grad_q + more, *(torch.cat(x, 2) for x in zip(first, second, strict=True))
+    else:
+        found = _fused_backward(q, k, v, rest, causal, problem.scale)
+    grads = (x.transpose(1, 2)[..., : problem.head_dim] for x in found)
+    grad_q, grad_k, grad_v = grads
+    return grad_q, grad_k, grad_v
+
+
+def _fused_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rest: tuple[Tensor, Tensor, Tensor],
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v over keys that are all or some of those in ``rest``'s lse."""
+    o, lse, grad_o = rest
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_o, q, k, v, o, lse, 0.0, causal, scale=scale
+    )

@@ -20,8 +20,11 @@ def translate(
     function_constants: Mapping[str | int, FunctionConstant] | None = None,
     include_dirs: Sequence[Path] = (),
     system_dirs: Sequence[Path] = (),
+    tensor_definitions: str = "",
 ) -> Translation:
     """One Metal program as one C++ translation unit.
+
+    `tensor_definitions` are lines of C++ for programs that use Metal 4's tensors.
 
     Raises SyntaxError, with the line and column of the user's source, for what is not Metal or not
     supported.
@@ -39,7 +42,10 @@ def translate(
         raise
     body, columns = emit(rewriter.output)
     entries = "".join(_entry(number, kernel) for number, kernel in enumerate(rewriter.kernels))
-    code = f"#include <metalsim/shim.h>\n{body}{entries}"
+    headers = ("metalsim/shim.h", *sorted(preprocessed.headers))
+    includes = "".join(f"#include <{header}>\n" for header in headers)
+    definitions = tensor_definitions if preprocessed.headers else ""
+    code = f"{definitions}{includes}{body}{entries}"
     return Translation(code, rewriter.kernels, columns, preprocessed)
 
 

@@ -37,6 +37,8 @@ class Condition:
         self._tokens = tokens
         self._where = where
         self._at = 0
+        self._unevaluated = 0
+        """How many operators around the current place leave this operand out: `0 && here`."""
 
     def value(self) -> int:
         """The expression's value; SyntaxError naming the token that does not fit."""
@@ -61,22 +63,32 @@ class Condition:
             operator = self._operator()
             if operator == "?" and floor == _TERNARY:
                 self._at += 1
-                chosen = self._expression(_TERNARY)
+                chosen = self._operand(_TERNARY, needed=bool(left))
                 self._expect(":")
-                other = self._expression(_TERNARY)
+                other = self._operand(_TERNARY, needed=not left)
                 return chosen if left else other
             if operator not in _BINARY or _BINARY[operator][0] <= floor:
                 return left
             precedence, apply = _BINARY[operator]
             place = self._tokens[self._at]
             self._at += 2 if operator == ">>" else 1
-            right = self._expression(precedence)
+            decided = (operator == "&&" and not left) or (operator == "||" and bool(left))
+            right = self._operand(precedence, needed=not decided)
+            if self._unevaluated:
+                continue
             try:
                 left = apply(left, right)
             except (ZeroDivisionError, ValueError):
                 raise error_at(
                     place, f"'{operator}' by {right} in a preprocessor expression"
                 ) from None
+
+    def _operand(self, floor: int, *, needed: bool) -> int:
+        """The expression that follows; one that is not needed may divide by zero."""
+        self._unevaluated += not needed
+        result = self._expression(floor)
+        self._unevaluated -= not needed
+        return result
 
     def _unary(self) -> int:
         if self._at == len(self._tokens):

@@ -39,6 +39,7 @@ def predefined_macros(metal_version: int) -> dict[str, Macro]:
         "__METAL_VERSION__": str(metal_version),
         "__METAL_MACOS__": "1",
         "__HAVE_BFLOAT__": "1",
+        "__HAVE_TENSOR__": "1",
         "__METALSIM__": "1",
         "__cplusplus": "201402L",
     }

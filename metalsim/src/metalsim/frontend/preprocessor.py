@@ -22,9 +22,16 @@ from .tokens import (
     tokenize,
 )
 
-METAL_VERSION = 320
+METAL_VERSION = 400
 _DEPTH_LIMIT = 100
-_UNSUPPORTED_HEADERS = ("MetalPerformancePrimitives/", "metal_tensor", "metal_raytracing")
+_UNSUPPORTED_HEADERS = ("metal_raytracing",)
+_TENSOR_HEADERS = {
+    "metal_tensor": "metalsim/cooperative_tensor.h",
+    "metal_cooperative_tensor": "metalsim/cooperative_tensor.h",
+    "MetalPerformancePrimitives/MetalPerformancePrimitives.h": "metalsim/tensor_operations.h",
+    "MetalPerformancePrimitives/MPPTensorOpsMatMul2d.h": "metalsim/tensor_operations.h",
+}
+"""What every other program does without: these headers are long."""
 _DROPPED_PRAGMAS = frozenset({"mark", "region", "endregion", "message"})
 
 
@@ -45,6 +52,8 @@ class Preprocessed(NamedTuple):
     segments: list[SourceSegment]
     included: bool
     """Whether a file besides Metal's own headers was read."""
+    headers: frozenset[str] = frozenset()
+    """metalsim's headers that the program needs besides shim.h."""
 
     def line_text(self, source: str, line: int) -> str | None:
         """The line that errors call `source:line`, None where there is no such line."""
@@ -70,13 +79,16 @@ class Preprocessor:
         self._output: list[Token] = []
         self._seen_once: set[Path] = set()
         self._directories: list[Path | None] = []
+        self._headers: set[str] = set()
         self.files: list[list[str]] = []
         self.segments: list[SourceSegment] = []
 
     def run(self, text: str) -> Preprocessed:
         """Preprocess a program given as a string."""
         self._file(text, PROGRAM_SOURCE, None)
-        return Preprocessed(self._output, self.files, self.segments, len(self.files) > 1)
+        included = len(self.files) > 1
+        headers = frozenset(self._headers)
+        return Preprocessed(self._output, self.files, self.segments, included, headers)
 
     def _file(self, text: str, source: str, path: Path | None) -> None:
         self.files.append(text.replace("\r\n", "\n").split("\n"))
@@ -102,6 +114,8 @@ class Preprocessor:
         if _is_metal_header(target):
             if target.startswith(_UNSUPPORTED_HEADERS):
                 raise error_at(tokens[0], f"metalsim does not support <{target}> yet")
+            if target in _TENSOR_HEADERS:
+                self._headers.add(_TENSOR_HEADERS[target])
             return
         path = self._find(target)
         if path is None:

@@ -147,6 +147,8 @@ class Rewriter:
             if self._special_declaration(statement):
                 return
             self._check_program_variable(statement, _outer_texts(statement))
+        elif kind == "type" and _is_constant_of_type(_outer_texts(statement)):
+            self.output.append(statement[0]._replace(text="constexpr"))
         self._goes_on = False
         self._copy(statement)
         self.output.append(end)
@@ -268,6 +270,13 @@ class Rewriter:
 def _is_function(outer: list[str]) -> bool:
     """Whether a declaration has a parameter list, in front of any initializer."""
     return "(" in outer and ("=" not in outer or outer.index("(") < outer.index("="))
+
+
+def _is_constant_of_type(outer: list[str]) -> bool:
+    """Whether a member `static const constant float x = 1;` needs constexpr, as C++ demands of all
+    but integers; pointers may move."""
+    head = set(outer[: outer.index("=")]) if "=" in outer else set[str]()
+    return {"static", "constant"} <= head and not {"constexpr", "*", "("} & head
 
 
 def _refuse_type_of_variable(head: list[Token]) -> None:

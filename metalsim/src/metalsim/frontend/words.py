@@ -23,7 +23,7 @@ REFUSED_WORDS = {
         texture3d texture_buffer texturecube texturecube_array depth2d depth2d_array depth2d_ms
         depth2d_ms_array depthcube depthcube_array imageblock visible_function_table
         intersection_function_table acceleration_structure instance_acceleration_structure
-        primitive_acceleration_structure mesh_grid_properties cooperative_tensor""".split(),
+        primitive_acceleration_structure mesh_grid_properties""".split(),
         "metalsim does not support '{}'",
     ),
 }

@@ -43,7 +43,9 @@ def read_line_program(section: bytes, offset: int) -> LineProgram | None:
     state = _State(header)
     while reader.position < header.end:
         state.step(reader)
-    return LineProgram(header.files, sorted(state.rows, key=lambda row: (row.address, row.file)))
+    return LineProgram(
+        header.files, sorted(state.rows, key=lambda row: (row.address, row.file > 0))
+    )
 
 
 def _read_header(reader: Reader) -> _Header | None:
@@ -62,7 +64,7 @@ def _read_header(reader: Reader) -> _Header | None:
     files = [""]
     while name := reader.text():
         directory = directories[reader.uleb()]
-        reader.uleb(), reader.uleb()  # time, size
+        _time, _size = reader.uleb(), reader.uleb()
         files.append(f"{directory}/{name}" if directory else name)
     reader.position = program
     return _Header(end, instruction_bytes, line_base, line_range, operands, files)

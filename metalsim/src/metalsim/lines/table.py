@@ -85,6 +85,9 @@ def _locate(unit: _Unit, address: int) -> Location | None:
     at = bisect_right(unit.program.rows, address, key=lambda row: row.address) - 1
     if at < 0 or not unit.program.rows[at].file:
         return None
+    # Code that the compiler made out of several lines has line 0: it counts with what is before.
+    while at > 0 and not unit.program.rows[at].line and unit.program.rows[at].file:
+        at -= 1
     row = unit.program.rows[at]
     lines = [(row.file, row.line)]
     chain = unit.chains[bisect_right(unit.starts, address) - 1]

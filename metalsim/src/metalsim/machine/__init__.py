@@ -16,12 +16,12 @@ DIRECTORY = Path(__file__).resolve().parent
 INCLUDE_DIRECTORY = DIRECTORY.parent / "builtins"  # for `#include <metalsim/shim.h>`
 DEBUG_PREFIX = "/metalsim/"
 """Where debug information says that metalsim's own headers lie, wherever they are installed."""
-ABI_VERSION = 2
+ABI_VERSION = 3
 MODES = ("fast", "check")
 FAMILIES = ("clang", "gcc", "zig")
 
 _COMMON = (
-    "-std=c++20",
+    "-std=c++2b",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-exceptions",

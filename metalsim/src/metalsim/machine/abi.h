@@ -5,9 +5,10 @@
 
 #include <stdint.h>
 
-#define METALSIM_ABI_VERSION 2
+#define METALSIM_ABI_VERSION 3
 #define METALSIM_BUFFERS 31
 #define METALSIM_COUNTERS 64
+#define METALSIM_LINES 4096 /* instructions that a profile can tell apart */
 #define METALSIM_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -36,7 +37,8 @@ enum {
   METALSIM_RACES = 1,
   METALSIM_BOUNDS = 2,
   METALSIM_UNINITIALIZED = 4,
-  METALSIM_ALIGNMENT = 8
+  METALSIM_ALIGNMENT = 8,
+  METALSIM_PROFILE = 16 /* no checker: counters by instruction */
 };
 
 /* One side of a finding. */
@@ -64,6 +66,12 @@ typedef struct metalsim_finding {
   metalsim_access other;
 } metalsim_finding;
 
+/* What one instruction of the kernel library added to the counters. */
+typedef struct metalsim_line_counters {
+  uint64_t code; /* the instruction after it */
+  uint64_t counters[METALSIM_COUNTERS];
+} metalsim_line_counters;
+
 /* One launch. The caller zeroes it, fills the first part and reads the second. */
 typedef struct metalsim_launch {
   uint32_t abi_version;
@@ -79,10 +87,13 @@ typedef struct metalsim_launch {
   uint8_t* initialized[METALSIM_BUFFERS]; /* a bit a byte of a fresh buffer; NULL: not fresh */
   metalsim_finding* findings;             /* room for finding_capacity of them */
   uint32_t finding_capacity;
+  uint32_t line_capacity;
+  metalsim_line_counters* lines; /* room for line_capacity of them, for METALSIM_PROFILE */
 
   uint64_t counters[METALSIM_COUNTERS]; /* metalsim_counter_name(i) names them */
   uint32_t threadgroup_bytes;           /* the most threadgroup memory a threadgroup declared */
   uint32_t finding_count;
+  uint32_t line_count;
   char error[8192];    /* empty when all is well */
   char error_kind[32]; /* "launch", "divergence", "threadgroup_memory", "bounds", "simdgroup" */
 } metalsim_launch;

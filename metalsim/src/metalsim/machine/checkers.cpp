@@ -1,5 +1,4 @@
-// The listeners of a checking build, in the order in which they hear of things, and the bytes
-// loaded and stored by address space.
+// The listeners of a checking build, in the order in which they hear of things.
 #include "checkers.h"
 
 #if defined(METALSIM_CHECK)
@@ -7,34 +6,11 @@
 namespace metalsim {
 namespace {
 
-bool count_bytes(Fiber& fiber, const Access& access, const Region& region) {
-  uint64_t* counters = fiber.threadgroup->counters;
-  if (access.kind == AccessKind::atomic_load) return true;
-  if (access.kind == AccessKind::atomic) {
-    ++counters[atomics];
-    return true;
-  }
-  const bool store = access.kind == AccessKind::store;
-  switch (region.space) {
-    case Space::device:
-      counters[store ? device_bytes_stored : device_bytes_loaded] += access.bytes;
-      break;
-    case Space::constant:
-      counters[constant_bytes_loaded] += access.bytes;
-      break;
-    case Space::threadgroup:
-      counters[store ? threadgroup_bytes_stored : threadgroup_bytes_loaded] += access.bytes;
-      break;
-    default:
-      break;
-  }
-  return true;
-}
-
 // Bounds come first: the others look at memory that is the kernel's.
 constexpr Listener listeners[] = {
     bounds_listener,
-    {0, nullptr, nullptr, count_bytes, nullptr, nullptr, nullptr},
+    counting_listener,
+    profile_listener,
     races_listener,
     uninitialized_listener,
 };

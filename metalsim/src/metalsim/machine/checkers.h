@@ -21,6 +21,16 @@ bool check_bounds(Fiber& fiber, const Access& access, const Region& region);
 inline constexpr Listener bounds_listener = {METALSIM_BOUNDS, nullptr, nullptr, check_bounds,
                                              nullptr,         nullptr, nullptr};
 
+// profile.cpp
+bool count_access(Fiber& fiber, const Access& access, const Region& region);
+bool open_profile(Threadgroup& group);
+void end_profile(Threadgroup& group);
+void close_profile();
+inline constexpr Listener counting_listener = {0,       nullptr, nullptr, count_access,
+                                               nullptr, nullptr, nullptr};
+inline constexpr Listener profile_listener = {METALSIM_PROFILE, open_profile, nullptr,      nullptr,
+                                              nullptr,          end_profile,  close_profile};
+
 bool open_races(Threadgroup& group);
 void begin_races(Threadgroup& group);
 bool check_races(Fiber& fiber, const Access& access, const Region& region);

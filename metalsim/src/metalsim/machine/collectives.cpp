@@ -353,6 +353,11 @@ void carry_out(Simdgroup& simd, unsigned char* exchange) {
       return ballot(simd, exchange);
     case Collective::matrix_multiply:
       return multiply_matrices(simd.code, exchange);
+    case Collective::tensor_multiply:
+      return multiply_tensors(simd, exchange);
+    case Collective::tensor_exchange:
+      simd.turn ^= 1;
+      return;
     case Collective::reduction:
     case Collective::inclusive_scan:
     case Collective::exclusive_scan:

@@ -37,6 +37,8 @@ enum class Collective : uint32_t {
   inclusive_scan,
   exclusive_scan,
   matrix_multiply,
+  tensor_multiply,
+  tensor_exchange,  // lanes read what others left in the simdgroup's workspace
 };
 
 // What the last lane to arrive does, packed into one word: the collective and its operand types.
@@ -53,6 +55,24 @@ constexpr uint32_t pack(Collective collective, Combine combine, ScalarType type,
 // The offsets of a matrix multiply's operands in the exchange area: 8x8 row-major elements each.
 inline constexpr uint32_t matrix_operand_bytes = 256;
 
+// Where the lanes of a simdgroup lay the operands of a tensor operation. A simdgroup has two that
+// take turns, so a lane may begin the next operation while others still read the last one's result.
+inline constexpr uint32_t workspace_bytes = 256 * 1024;
+
+// sums += left * right, which is what a tensor_multiply finds in the exchange area: row-major
+// matrices of float, or of int32_t if `integers`.
+struct TensorMultiply {
+  const void* left;
+  const void* right;
+  void* sums;
+  uint32_t rows;
+  uint32_t left_stride;
+  uint32_t columns;  // a multiple of 16; the stride of right and sums too
+  uint32_t depth;
+  bool integers;
+  bool last;  // of its operation
+};
+
 // The lanes of one simdgroup as bit masks. Operands of a collective go through `exchange`; two
 // areas take turns, so a lane may begin the next collective while others still read the results of
 // the last.
@@ -67,8 +87,12 @@ struct alignas(64) Simdgroup {
   uint32_t parity;
   uint32_t code;  // the pending collective: what its first lane asked for
   const char* name;
+  const void* caller;  // the code that asked
   uint32_t line;
   uint32_t index;
+  uint32_t turn;           // which of its two workspaces the next tensor operation uses
+  uint32_t scope_entries;  // into operations of several simdgroups
+  uint32_t scope_line;
   bool mismatch;  // the waiting lanes want different collectives
   alignas(64) unsigned char exchange[2][exchange_bytes];
 };
@@ -100,6 +124,17 @@ enum Counter : uint32_t {
   votes,
   exponentials,
   atomics,
+  tensor_multiply_adds,
+  logarithms,
+  square_roots,
+  trigonometric,
+  device_loads,  // from here on in launches that profile alone: accesses of a simdgroup
+  device_stores,
+  device_lines_loaded,
+  device_lines_stored,
+  threadgroup_loads,
+  threadgroup_stores,
+  bank_conflicts,
   counter_count,
 };
 
@@ -157,6 +192,13 @@ METALSIM_API void metalsim_simdgroup_barrier(metalsim::Fiber* fiber, uint32_t fl
 METALSIM_API void* metalsim_threadgroup_variable(metalsim::Fiber* fiber, uint32_t id,
                                                  uint32_t bytes, uint32_t alignment,
                                                  const char* name);
+
+// The workspace of the fiber's simdgroup for the operation that begins.
+METALSIM_API unsigned char* metalsim_tensor_workspace(metalsim::Fiber* fiber);
+
+// A thread enters an operation that all of the `simdgroups` of its threadgroup carry out.
+METALSIM_API void metalsim_enter_scope(metalsim::Fiber* fiber, uint32_t simdgroups,
+                                       const char* name, uint32_t line);
 
 METALSIM_API void metalsim_count(uint32_t counter, uint64_t amount);
 }

@@ -54,7 +54,9 @@ Worker* make_worker(uint32_t capacity) {
   const uint64_t offset_simdgroups = offset_fibers + capacity * sizeof(Fiber);
   const uint64_t offset_arena =
       offset_simdgroups + capacity / simdgroup_width * sizeof(Simdgroup) + 4096;
-  const uint64_t offset_stacks = (offset_arena + arena_bytes + 4095) / 4096 * 4096;
+  const uint64_t offset_workspaces = (offset_arena + arena_bytes + 4095) / 4096 * 4096;
+  const uint64_t offset_stacks =
+      offset_workspaces + capacity / simdgroup_width * 2 * workspace_bytes;
   const uint64_t bytes = offset_stacks + capacity * stack_stride;
   unsigned char* memory = map_memory(bytes);
   if (memory == nullptr) return nullptr;
@@ -66,6 +68,7 @@ Worker* make_worker(uint32_t capacity) {
   group.fibers = reinterpret_cast<Fiber*>(memory + offset_fibers);
   group.simdgroups = reinterpret_cast<Simdgroup*>(memory + offset_simdgroups);
   group.arena = memory + offset_arena;
+  group.workspaces = memory + offset_workspaces;
   group.stacks = memory + offset_stacks;
   group.stack_stride = stack_stride;
   group.memory = memory;
@@ -278,6 +281,17 @@ const char* metalsim_counter_name(uint32_t index) {
       "votes",
       "exponentials",
       "atomics",
+      "tensor_multiply_adds",
+      "logarithms",
+      "square_roots",
+      "trigonometric",
+      "device_loads",
+      "device_stores",
+      "device_lines_loaded",
+      "device_lines_stored",
+      "threadgroup_loads",
+      "threadgroup_stores",
+      "bank_conflicts",
   };
   static_assert(sizeof names / sizeof names[0] == counter_count);
   return index < counter_count ? names[index] : nullptr;

@@ -3,9 +3,9 @@
 // flags name; nothing orders threadgroups, and shuffles order no memory.
 //
 // Time is the number of barriers so far. Each granule of memory remembers its last write and up to
-// two reads, enough to tell whether any earlier access is unordered with a new one. Memory begins
-// with granules of four bytes; an access that cuts one makes all of them smaller, so bytes are
-// told apart wherever a kernel does.
+// two accesses of each other kind, enough to tell whether any earlier one is unordered with a new
+// one. Memory begins with granules of four bytes; an access that cuts one makes all of them smaller,
+// so bytes are told apart wherever a kernel does.
 #include "checkers.h"
 
 #if defined(METALSIM_CHECK)
@@ -27,17 +27,30 @@ uint32_t thread_of(Record record) { return record >> thread_shift & 1023; }
 uint32_t simdgroup_of(Record record) { return thread_of(record) / simdgroup_width; }
 AccessKind kind_of(Record record) { return static_cast<AccessKind>(record >> kind_shift & 3); }
 
+// Accesses of one kind, which agree with each other.
+struct Sharers {
+  Record first, second;
+};
+
 struct Granule {
   Record write;
-  Record first, second;  // reads and atomic operations
+  Sharers reads;
+};
+
+// What conflicts with a read is not what conflicts with an atomic operation: none stands for the
+// other.
+struct Atomics {
+  Sharers updates, loads;
 };
 
 struct Shadow {
   const unsigned char* base;
   uint64_t bytes;
   Granule* granules;
-  uint64_t mapped_bytes;
-  uint32_t shift;  // a granule has 1 << shift bytes
+  Atomics* atomics;  // of each granule
+  uint64_t count;    // that there is room for
+  uint32_t shift;    // a granule has 1 << shift bytes
+  bool has_atomics;
 };
 
 struct GroupStart {
@@ -69,25 +82,39 @@ void* map(uint64_t bytes) {
 
 // Room for granules of one byte; pages that are not touched cost nothing.
 bool open_shadow(Shadow& shadow, const unsigned char* base, uint64_t bytes) {
-  shadow = {base, bytes, nullptr, (bytes + 4) * sizeof(Granule), 2};
-  shadow.granules = static_cast<Granule*>(map(shadow.mapped_bytes));
-  return shadow.granules != nullptr;
+  shadow = {base, bytes, nullptr, nullptr, bytes + 4, 2, false};
+  shadow.granules = static_cast<Granule*>(map(shadow.count * sizeof(Granule)));
+  shadow.atomics = static_cast<Atomics*>(map(shadow.count * sizeof(Atomics)));
+  return shadow.granules != nullptr && shadow.atomics != nullptr;
 }
 
 void close_shadow(Shadow& shadow) {
-  if (shadow.granules != nullptr) munmap(shadow.granules, shadow.mapped_bytes);
+  if (shadow.granules != nullptr) munmap(shadow.granules, shadow.count * sizeof(Granule));
+  if (shadow.atomics != nullptr) munmap(shadow.atomics, shadow.count * sizeof(Atomics));
 }
 
-// Halves the granules, from the end so that none is overwritten before it is read.
-__attribute__((noinline)) void refine(Shadow& shadow) {
-  for (uint64_t index = (shadow.bytes >> shadow.shift) + 1; index-- > 0;) {
-    const Granule granule = shadow.granules[index];
-    if ((granule.write | granule.first | granule.second) == 0 && index != 0 &&
-        (shadow.granules[2 * index].write | shadow.granules[2 * index].first |
-         shadow.granules[2 * index + 1].write | shadow.granules[2 * index + 1].first) == 0)
+template <class Entry>
+bool is_empty(const Entry& entry) {
+  constexpr Entry empty = {};
+  return memcmp(&entry, &empty, sizeof entry) == 0;
+}
+
+// Two entries for each, from the end so that none is overwritten before it is read.
+template <class Entry>
+void split(Entry* entries, uint64_t count) {
+  for (uint64_t index = count; index-- > 0;) {
+    const Entry entry = entries[index];
+    if (is_empty(entry) && is_empty(entries[2 * index]) && is_empty(entries[2 * index + 1]))
       continue;
-    shadow.granules[2 * index] = shadow.granules[2 * index + 1] = granule;
+    entries[2 * index] = entries[2 * index + 1] = entry;
   }
+}
+
+// Halves the granules.
+__attribute__((noinline)) void refine(Shadow& shadow) {
+  const uint64_t count = (shadow.bytes >> shadow.shift) + 1;
+  split(shadow.granules, count);
+  if (shadow.has_atomics) split(shadow.atomics, count);
   --shadow.shift;
 }
 
@@ -132,49 +159,52 @@ struct Visit {
     report(fiber, METALSIM_RACES, access, region, &other);
   }
 
-  void write(Granule& granule) {
-    if (conflicts(granule.write)) [[unlikely]]
-      report_race(granule.write);
-    if ((granule.first | granule.second) != 0) {
-      if (conflicts(granule.first)) [[unlikely]]
-        report_race(granule.first);
-      else if (conflicts(granule.second)) [[unlikely]]
-        report_race(granule.second);
-      granule.first = granule.second = 0;
+  void write(Granule& granule, Atomics* atomics) {
+    check(granule.write);
+    check(granule.reads);
+    if (atomics != nullptr) {
+      check(atomics->updates);
+      check(atomics->loads);
+      *atomics = {};
     }
-    granule.write = record;
+    granule = {record, {}};
   }
 
-  // Reads and atomic operations: two plain reads, or two atomic operations, agree.
-  void share(Granule& granule) {
-    if (conflicts(granule.write)) [[unlikely]]
-      report_race(granule.write);
-    check_sharer(granule.first);
-    check_sharer(granule.second);
-    remember(granule);
+  void load(Granule& granule, const Atomics* atomics) {
+    check(granule.write);
+    if (atomics != nullptr) check(atomics->updates);
+    remember(granule.reads);
   }
 
-  void check_sharer(Record earlier) {
-    if (earlier != 0 && !agrees(kind_of(earlier)) && conflicts(earlier)) [[unlikely]]
+  void atomic(Granule& granule, Atomics& atomics) {
+    check(granule.write);
+    if (access.kind == AccessKind::atomic_load) return remember(atomics.loads);
+    check(granule.reads);
+    remember(atomics.updates);
+  }
+
+  void check(Record earlier) {
+    if (conflicts(earlier)) [[unlikely]]
       report_race(earlier);
   }
 
-  bool agrees(AccessKind other) const {
-    if (access.kind == AccessKind::load) return other != AccessKind::atomic;
-    return access.kind == AccessKind::atomic_load || other != AccessKind::load;
+  void check(const Sharers& earlier) {
+    if ((earlier.first | earlier.second) == 0) return;
+    check(earlier.first);
+    check(earlier.second);
   }
 
   // Keeps two accesses such that any thread is another one than at least one of them, of another
   // simdgroup where there is one. Whatever is unordered with an access that is ordered before this
   // one is unordered with this one too.
-  void remember(Granule& granule) {
-    if (is_ordered(granule.first, fiber.thread, memory)) {
-      granule.first = record;
+  void remember(Sharers& sharers) {
+    if (is_ordered(sharers.first, fiber.thread, memory)) {
+      sharers.first = record;
       return;
     }
-    const bool is_wider = simdgroup_of(granule.second) == simdgroup_of(granule.first) &&
-                          simdgroup_of(record) != simdgroup_of(granule.first);
-    if (is_wider || is_ordered(granule.second, fiber.thread, memory)) granule.second = record;
+    const bool is_wider = simdgroup_of(sharers.second) == simdgroup_of(sharers.first) &&
+                          simdgroup_of(record) != simdgroup_of(sharers.first);
+    if (is_wider || is_ordered(sharers.second, fiber.thread, memory)) sharers.second = record;
   }
 };
 
@@ -185,10 +215,17 @@ void check_granules(Visit& visit, Shadow& shadow) {
     refine(shadow);
   Granule* granule = shadow.granules + (offset >> shadow.shift);
   Granule* end = granule + (bytes >> shadow.shift);
-  if (visit.access.kind == AccessKind::store) {
-    for (; granule != end; ++granule) visit.write(*granule);
-  } else {
-    for (; granule != end; ++granule) visit.share(*granule);
+  const AccessKind kind = visit.access.kind;
+  shadow.has_atomics |= kind == AccessKind::atomic || kind == AccessKind::atomic_load;
+  Atomics* atomics = shadow.has_atomics ? shadow.atomics + (offset >> shadow.shift) : nullptr;
+  for (; granule != end; ++granule) {
+    if (kind == AccessKind::store)
+      visit.write(*granule, atomics);
+    else if (kind == AccessKind::load)
+      visit.load(*granule, atomics);
+    else
+      visit.atomic(*granule, *atomics);
+    if (atomics != nullptr) ++atomics;
   }
 }
 

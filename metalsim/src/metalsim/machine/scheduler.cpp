@@ -2,7 +2,7 @@
 // or a collective; sets of lanes are bit masks, so that arriving, releasing and choosing are a few
 // instructions.
 #include "context.h"
-#include "listener.h"
+#include "profile.h"
 #include "threadgroup.h"
 
 namespace metalsim {
@@ -70,11 +70,15 @@ inline void give_way(Threadgroup& group, Fiber* fiber) {
 
 Collective collective_of(uint32_t code) { return static_cast<Collective>(code & 0xFF); }
 
+bool needs_full_simdgroup(Collective collective) {
+  return collective == Collective::matrix_multiply || collective == Collective::tensor_multiply ||
+         collective == Collective::tensor_exchange;
+}
+
 // Metal lets the lanes that are left combine values when others returned, but barriers and matrices
 // need all.
 bool needs_every_lane(uint32_t code) {
-  return collective_of(code) == Collective::barrier ||
-         collective_of(code) == Collective::matrix_multiply;
+  return collective_of(code) == Collective::barrier || needs_full_simdgroup(collective_of(code));
 }
 
 bool is_complete(const Simdgroup& simd) {
@@ -99,14 +103,16 @@ Counter counter_of(Collective collective) {
 
 void complete(Threadgroup& group, Simdgroup& simd) {
   const Collective collective = collective_of(simd.code);
-  if (collective == Collective::matrix_multiply && simd.existing != ~0u) [[unlikely]] {
+  if (needs_full_simdgroup(collective) && simd.existing != ~0u) [[unlikely]] {
     fail(group, "simdgroup",
          "%s at line %u needs a full simdgroup of 32 threads, but simdgroup %u of threadgroup (%u, "
          "%u, %u) has %d",
          simd.name, simd.line, simd.index, group.position[0], group.position[1], group.position[2],
          __builtin_popcount(simd.existing));
   }
-  ++group.counters[counter_of(collective)];
+  if (collective != Collective::tensor_multiply)
+    count(group, counter_of(collective), 1, simd.caller);
+  close_accesses(group, simd);
   if (collective == Collective::barrier)
     notify_synchronize(&group.fibers[simd.index * simdgroup_width], Scope::simdgroup,
                        simd.code >> 8 & 15);
@@ -133,10 +139,11 @@ bool same_name(const char* a, const char* b) { return a == b || __builtin_strcmp
 // Lets all threads at the barrier go on.
 void release(Threadgroup& group, Fiber* fiber) {
   group.arrived = 0;
-  ++group.counters[threadgroup_barriers];
+  count(group, threadgroup_barriers, 1, group.barrier_caller);
   notify_synchronize(fiber, Scope::threadgroup, group.barrier_flags);
   for (uint32_t index = 0; index < group.simdgroup_count; ++index) {
     Simdgroup& simd = group.simdgroups[index];
+    close_accesses(group, simd);
     simd.runnable = simd.at_barrier;
     simd.at_barrier = 0;
     if (simd.runnable != 0) group.runnable_simdgroups |= 1u << index;
@@ -171,6 +178,7 @@ void prepare_simdgroups(Threadgroup& group) {
     simd.present = simd.runnable = simd.existing;
     simd.waiting = simd.at_barrier = simd.active = simd.parity = simd.retired = 0;
     simd.index = index;
+    simd.turn = simd.scope_entries = 0;
     simd.mismatch = false;
   }
   group.runnable_simdgroups = group.simdgroup_count == 32 ? ~0u : (1u << group.simdgroup_count) - 1;
@@ -217,6 +225,7 @@ void run_threadgroup(Threadgroup& group) {
   switch_context(&group.main_context, running_fiber->stack_pointer);
   settle_access();
   running_fiber = nullptr;
+  check_scopes(group);
   notify_end(group);
 }
 
@@ -228,13 +237,17 @@ Fiber* metalsim_current_fiber() { return running_fiber; }
 
 uint32_t metalsim_current_lane() { return running_fiber->lane; }
 
-void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
+namespace {
+
+inline __attribute__((always_inline)) void meet(Fiber* fiber, uint32_t code, const char* name,
+                                                uint32_t line, const void* caller) {
   Simdgroup& simd = *fiber->simdgroup;
   fiber->name = name;
   fiber->line = line;
   if (simd.waiting == 0) {
     simd.code = code;
     simd.name = name;
+    simd.caller = caller;
     simd.line = line;
   } else if (simd.line != line || simd.code != code || !same_name(simd.name, name)) {
     simd.mismatch = true;
@@ -249,8 +262,15 @@ void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line)
   }
 }
 
+}  // namespace
+
+void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
+  meet(fiber, code, name, line, __builtin_return_address(0));
+}
+
 void metalsim_simdgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
-  metalsim_meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", line);
+  meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", line,
+       __builtin_return_address(0));
 }
 
 void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
@@ -260,6 +280,7 @@ void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
   if (group.arrived == 0) {
     group.barrier_line = line;
     group.barrier_flags = flags;
+    group.barrier_caller = __builtin_return_address(0);
   }
   if (group.barrier_line != line) group.barrier_mismatch = true;
   fiber->simdgroup->at_barrier |= 1u << fiber->lane;
@@ -273,5 +294,7 @@ void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
 }
 
 void metalsim_count(uint32_t counter, uint64_t amount) {
-  if (running_fiber != nullptr) running_fiber->threadgroup->counters[counter] += amount;
+  if (running_fiber != nullptr)
+    count(*running_fiber->threadgroup, static_cast<Counter>(counter), amount,
+          __builtin_return_address(0));
 }

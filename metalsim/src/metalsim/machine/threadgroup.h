@@ -32,6 +32,7 @@ struct Threadgroup : ThreadgroupView {
   uint32_t arrived;              // threads at the pending threadgroup barrier
   uint32_t retired;              // of those returned: the ones that were made to
   uint32_t barrier_line;
+  const void* barrier_caller;  // the code that reached it first
   uint32_t barrier_flags;
   bool barrier_mismatch;
   bool randomize;
@@ -44,6 +45,7 @@ struct Threadgroup : ThreadgroupView {
   uint32_t declared_count;
   uint16_t declared[max_variables];  // ids, in the order of allocation
 
+  unsigned char* workspaces;  // of the simdgroups
   unsigned char* stacks;
   uint64_t stack_stride;
   const unsigned char* memory;  // the mapping that holds all of this
@@ -75,6 +77,11 @@ void run_threadgroup(Threadgroup& group);
 
 // collectives.cpp: carries out simd.code for the lanes in simd.active.
 void carry_out(Simdgroup& simd, unsigned char* exchange);
+
+// tensor_operations.cpp: the product that the exchange area describes, and whether every simdgroup
+// took part in the operations of several.
+void multiply_tensors(Simdgroup& simd, const unsigned char* exchange);
+void check_scopes(Threadgroup& group);
 
 // variables.cpp
 void forget_variables(Threadgroup& group);

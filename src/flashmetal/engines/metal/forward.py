@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...problem import AttentionInputs, AttentionProblem
-from ...tiles import forward_tile
-from . import bindings
+from ...tiles import DECODE_QUERIES, tile_of
+from .decode import decode
+from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
 from .params import Geometry, pack_integers, pack_scalars
 from .runtime import Runtime, runtime_for
-from .variant import MSL_TYPES, KernelVariant
+from .variant import MSL_TYPES, KernelVariant, Loads, variant_of
 
 MOST_HEAD_DIM = 256
 _KERNELS = {"tile": "attention_forward", "scalar": "attention_forward_scalar"}
 _SCALAR_GROUP = 64
-_WIDEST_LOAD = 16  # bytes
-_OPERANDS = (*AttentionInputs._fields, "o", "lse")
 
 
 def refuse(problem: AttentionProblem) -> str | None:
@@ -34,13 +31,20 @@ def refuse(problem: AttentionProblem) -> str | None:
             f"the Metal kernels take head dims up to {MOST_HEAD_DIM}; got D={problem.head_dim}, "
             f"Dv={problem.head_dim_v}"
         )
-    if problem.page_size or problem.leftpad_k:
-        return "the Metal kernels read no pages and no left padding yet"
-    if problem.k_format != "dense" or problem.v_format != "dense":
-        return "the Metal kernels read no quantised cache yet"
-    if problem.needs_grad:
-        return "the Metal kernels have no backward yet"
     return None
+
+
+def refuse_kernel(problem: AttentionProblem, kernel: str) -> str | None:
+    """Why one of the kernels cannot serve a call that the engine can; None if it can."""
+    if kernel == "decode" and problem.dropout_p > 0.0:
+        return "the decode kernel has no dropout; use kernel='tile'"
+    return None
+
+
+def kernel_for(problem: AttentionProblem) -> str:
+    """The kernel for a call: "decode" where few queries meet many keys, else "tile"."""
+    few = problem.seqlen_q <= DECODE_QUERIES and problem.seqlen_q < problem.seqlen_k
+    return "decode" if few and refuse_kernel(problem, "decode") is None else "tile"
 
 
 def forward(
@@ -49,10 +53,11 @@ def forward(
     out: Tensor | None = None,
     kernel: str = "tile",
 ) -> tuple[Tensor, Tensor]:
-    """Attention of one call in one launch; see ``plan`` for when it is chosen.
+    """Attention of one call; see ``plan`` for when it is chosen.
 
-    Returns o, contiguous (B, Sq, Hq, Dv) or (total_q, Hq, Dv) in q's dtype (``out`` if given), and
-    lse, float32 (B, Hq, Sq) or (Hq, total_q). ``kernel`` is "tile" or "scalar".
+    One launch, and a second one where "decode" splits over keys. Returns o, contiguous (B, Sq, Hq,
+    Dv) or (total_q, Hq, Dv) in q's dtype (``out`` if given), and lse, float32 (B, Hq, Sq) or (Hq,
+    total_q). ``kernel`` is "tile", "scalar" or "decode".
     """
     q, k, v, bias = inputs[:4]
     shape = q.shape
@@ -67,85 +72,63 @@ def forward(
     geometry = Geometry(
         q.stride(), k.stride(), v.stride(), None if bias is None else bias.stride(), shape[-3]
     )
-    alignment = (q.data_ptr() | k.data_ptr() | v.data_ptr() | o.data_ptr()) % _WIDEST_LOAD
-    launch = _launch(problem, geometry, alignment, kernel, runtime)
-    operands = (*inputs, o, lse)
-    launch.function(
-        *[operands[index] for index in launch.operands],
-        launch.integers,
-        launch.scalars,
-        threads=launch.threads,
-        group_size=launch.group_size,
+    if problem.page_size or problem.k_format != "dense" or problem.v_format != "dense":
+        inputs, geometry = _cached(inputs, geometry)
+    addresses = Addresses(
+        (q.data_ptr() | o.data_ptr()) % WIDEST_LOAD,
+        k.data_ptr() % WIDEST_LOAD,
+        v.data_ptr() % WIDEST_LOAD,
     )
+    if kernel == "decode":
+        decode(problem, (*inputs, o, lse), geometry, addresses, runtime)
+    else:
+        _launch(problem, geometry, addresses, kernel, runtime).run((*inputs, o, lse))
     return o, lse
 
 
-class _Launch(NamedTuple):
-    function: Callable[..., None]
-    operands: tuple[int, ...]  # indices into _OPERANDS, in binding order
-    integers: tuple[int, ...]
-    scalars: tuple[float, ...]
-    threads: tuple[int, int, int]
-    group_size: tuple[int, int, int]
+def _cached(inputs: AttentionInputs, geometry: Geometry) -> tuple[AttentionInputs, Geometry]:
+    """What a cache has beside dense tensors: pages and scales. Metal knows fp8 as bytes."""
+    k, v, k_scale, v_scale = inputs.k, inputs.v, inputs.k_scale, inputs.v_scale
+    table = inputs.block_table
+    geometry = geometry._replace(
+        k_scale=None if k_scale is None else k_scale.stride(),
+        v_scale=None if v_scale is None else v_scale.stride(),
+        pages=0 if table is None else table.shape[1],
+    )
+    if k.dtype == torch.float8_e4m3fn:
+        k = k.view(torch.uint8)
+    if v.dtype == torch.float8_e4m3fn:
+        v = v.view(torch.uint8)
+    return inputs._replace(k=k, v=v), geometry
 
 
 @lru_cache(maxsize=4096)
 def _launch(
-    problem: AttentionProblem, geometry: Geometry, alignment: int, kernel: str, runtime: Runtime
-) -> _Launch:
-    vector = _vector(problem, geometry, alignment)
-    variant = forward_variant(problem, vector, kernel, runtime.gpu.family)
+    problem: AttentionProblem,
+    geometry: Geometry,
+    addresses: Addresses,
+    kernel: str,
+    runtime: Runtime,
+) -> Launch:
+    loads = loads_of(problem, geometry, addresses)
+    variant = forward_variant(problem, loads, kernel, runtime.gpu.family)
     rows, group = _SCALAR_GROUP, _SCALAR_GROUP
     if variant.tile is not None:
         rows, group = variant.tile.owned, variant.tile.threads
-    groups = -(-problem.seqlen_q // rows)
-    return _Launch(
-        runtime.kernel(variant),
-        tuple(_OPERANDS.index(name) for name in bindings.bound(variant)),
-        pack_integers(problem, geometry),
-        pack_scalars(problem),
-        (groups * group, problem.heads_q, problem.batch),
-        (group, 1, 1),
-    )
+    scalars = pack_integers(problem, geometry), pack_scalars(problem)
+    groups = -(-problem.seqlen_q // rows), problem.heads_q, problem.batch
+    return Launch.of(runtime, variant, scalars, groups, group)
 
 
 def forward_variant(
-    problem: AttentionProblem, vector: int, kernel: str, family: int
+    problem: AttentionProblem, loads: Loads, kernel: str, family: int
 ) -> KernelVariant:
     """The compile-time facts of the kernel that serves ``problem`` on an Apple GPU ``family``."""
     tile = None
     if kernel == "tile":
-        tile = forward_tile(family, problem.dtype.itemsize, problem.head_dim, problem.head_dim_v)
-    return KernelVariant(
-        kernel=_KERNELS[kernel],
-        dtype=problem.dtype,
-        head_dim=problem.head_dim,
-        head_dim_v=problem.head_dim_v,
-        tile=tile,
-        vector=vector if tile is not None else 1,
-        # A window as long as the sequences masks nothing.
-        has_window_left=0 <= problem.window_left < problem.seqlen_k - 1,
-        has_window_right=0 <= problem.window_right < problem.seqlen_q - 1,
-        has_softcap=problem.softcap > 0.0,
-        bias_dtype=problem.bias_dtype,
-        has_alibi=problem.alibi is not None,
-        has_sinks=problem.sinks,
-        is_varlen=problem.layout == "varlen",
-        has_seqused_k=problem.seqused_k,
-    )
-
-
-def _vector(problem: AttentionProblem, geometry: Geometry, alignment: int) -> int:
-    """Elements in the widest device load that every row of q, k, v and o is aligned to.
-
-    ``alignment`` holds the low bits of their addresses, in bytes.
-    """
-    size = problem.dtype.itemsize
-    bits = _WIDEST_LOAD | alignment | size * (problem.head_dim | problem.head_dim_v)
-    for strides in geometry[:3]:
-        for stride in strides[:-1]:
-            bits |= size * stride
-    return (bits & -bits) // size
+        sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
+        tile = tile_of("forward", family, *sizes)
+    return variant_of(problem, _KERNELS[kernel], tile, loads)
 
 
 def _without_keys(inputs: AttentionInputs, o: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

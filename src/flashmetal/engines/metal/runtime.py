@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .gpu import Gpu
-from .variant import KernelVariant, render
+from .variant import Variant, render
 
 _given: dict[str, Runtime] = {}  # by device type; only metal_runtime writes it
 
@@ -30,9 +30,9 @@ class Runtime:
         self.device = device
         self.gpu = gpu
         self._compile_shader = compile_shader
-        self._kernels: dict[KernelVariant, Callable[..., None]] = {}
+        self._kernels: dict[Variant, Callable[..., None]] = {}
 
-    def kernel(self, variant: KernelVariant) -> Callable[..., None]:
+    def kernel(self, variant: Variant) -> Callable[..., None]:
         """The compiled kernel of ``variant``, compiled at its first use."""
         kernel = self._kernels.get(variant)
         if kernel is None:

@@ -8,25 +8,51 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
+from ...cache_formats import FORMATS
+from ...problem import AttentionProblem
 from ...tiles import Tile
 from . import bindings, msl, params
 
 MSL_TYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 
+CODE_TYPES = {"int8": "char", "fp8": "uchar", "int4": "uchar"}
+
 # Headers in the order in which they build on each other.
-_SHARED = ("sequence.h", "mask.h", "score.h", "softmax.h", "epilogue.h")
+_SHARED = ("sequence.h", "mask.h", "key_value.h", "score.h", "random.h")
+_FORWARD = (*_SHARED, "softmax.h", "epilogue.h")
+_BACKWARD = (*_SHARED, "gradient.h", "tile.h")
 _FILES = {
-    "attention_forward": (*_SHARED, "tile.h", "attention_forward.metal"),
-    "attention_forward_scalar": (*_SHARED, "attention_forward_scalar.metal"),
+    "attention_forward": (*_FORWARD, "tile.h", "attend.h", "attention_forward.metal"),
+    "attention_decode": (*_FORWARD, "tile.h", "attend.h", "attention_decode.metal"),
+    "attention_combine": ("attention_combine.metal",),
+    "attention_forward_scalar": (*_FORWARD, "attention_forward_scalar.metal"),
+    "attention_backward_delta": ("attention_backward_delta.metal",),
+    "attention_backward_q": (*_BACKWARD, "attention_backward_q.metal"),
+    "attention_backward_kv": (*_BACKWARD, "attention_backward_kv.metal"),
+    "attention_backward_bias": (*_BACKWARD, "attention_backward_bias.metal"),
+    "cache_append": ("cache_append.metal",),
 }
 
 
+class Variant(Protocol):
+    """What can be compiled: facts with a kernel's name and a prelude that declares them in MSL."""
+
+    @property
+    def kernel(self) -> str: ...
+
+    def prelude(self) -> str: ...
+
+
 class KernelVariant(NamedTuple):
-    """One kernel as compiled. ``vector`` is the elements in one device load of q, k and v."""
+    """One kernel as compiled.
+
+    ``vector``, ``vector_k`` and ``vector_v`` are the elements in one aligned device load of q (and
+    what is like it), of k and of v. ``group`` is the query heads a kv head, where they are packed.
+    """
 
     kernel: str
     dtype: torch.dtype
@@ -42,10 +68,81 @@ class KernelVariant(NamedTuple):
     has_sinks: bool
     is_varlen: bool
     has_seqused_k: bool
+    has_dropout: bool = False
+    has_grad_lse: bool = False
+    has_slope_gradient: bool = False
+    page_size: int = 0
+    has_leftpad_k: bool = False
+    k_format: str = "dense"
+    v_format: str = "dense"
+    vector_k: int = 1
+    vector_v: int = 1
+    group: int = 1
+    packs_heads: bool = False
+    is_split: bool = False
 
     @property
     def has_bias(self) -> bool:
         return self.bias_dtype is not None
+
+    def prelude(self) -> str:
+        return _prelude(self)
+
+    @property
+    def has_pages(self) -> bool:
+        return self.page_size > 0
+
+    @property
+    def has_cu_seqlens_k(self) -> bool:
+        return self.is_varlen and not self.has_pages
+
+    @property
+    def has_k_scale(self) -> bool:
+        return self.k_format != "dense"
+
+    @property
+    def has_v_scale(self) -> bool:
+        return self.v_format != "dense"
+
+
+class Loads(NamedTuple):
+    """Elements in one aligned load of every row of q (and o and gradients), of k and of v."""
+
+    q: int = 1
+    k: int = 1
+    v: int = 1
+
+
+def variant_of(
+    problem: AttentionProblem, kernel: str, tile: Tile | None, loads: Loads
+) -> KernelVariant:
+    """The facts of ``kernel`` for ``problem``; kernels without a tile load element by element."""
+    if tile is None:
+        loads = Loads()
+    return KernelVariant(
+        kernel=kernel,
+        dtype=problem.dtype,
+        head_dim=problem.head_dim,
+        head_dim_v=problem.head_dim_v,
+        tile=tile,
+        vector=loads.q,
+        # A window as long as the sequences masks nothing.
+        has_window_left=0 <= problem.window_left < problem.seqlen_k - 1,
+        has_window_right=0 <= problem.window_right < problem.seqlen_q - 1,
+        has_softcap=problem.softcap > 0.0,
+        bias_dtype=problem.bias_dtype,
+        has_alibi=problem.alibi is not None,
+        has_sinks=problem.sinks,
+        is_varlen=problem.layout == "varlen",
+        has_seqused_k=problem.seqused_k,
+        has_dropout=problem.dropout_p > 0.0,
+        page_size=problem.page_size,
+        has_leftpad_k=problem.leftpad_k,
+        k_format=problem.k_format,
+        v_format=problem.v_format,
+        vector_k=loads.k,
+        vector_v=loads.v,
+    )
 
 
 @cache
@@ -53,10 +150,10 @@ def _file(name: str) -> str:
     return (resources.files(msl) / name).read_text(encoding="ascii")
 
 
-def render(variant: KernelVariant) -> str:
+def render(variant: Variant) -> str:
     """The whole MSL source of one variant; ``#line`` marks name the real files."""
     files = "".join(f'#line 1 "{name}"\n{_file(name)}' for name in _FILES[variant.kernel])
-    return f"{_prelude(variant)}{files}"
+    return f"{variant.prelude()}{files}"
 
 
 def _prelude(variant: KernelVariant) -> str:
@@ -69,8 +166,23 @@ def _prelude(variant: KernelVariant) -> str:
         "HAS_SINKS": variant.has_sinks,
         "IS_VARLEN": variant.is_varlen,
         "HAS_SEQUSED_K": variant.has_seqused_k,
+        "HAS_DROPOUT": variant.has_dropout,
+        "HAS_GRAD_LSE": variant.has_grad_lse,
+        "HAS_SLOPE_GRADIENT": variant.has_slope_gradient,
+        "HAS_PAGES": variant.has_pages,
+        "HAS_LEFTPAD_K": variant.has_leftpad_k,
+        "PACKS_HEADS": variant.packs_heads,
     }
-    sizes = {"HEAD_DIM": variant.head_dim, "HEAD_DIM_V": variant.head_dim_v}
+    sizes = {
+        "HEAD_DIM": variant.head_dim,
+        "HEAD_DIM_V": variant.head_dim_v,
+        "PAGE_SIZE": max(variant.page_size, 1),
+        "GROUP": variant.group,
+        "K_FORMAT": FORMATS.index(variant.k_format),
+        "V_FORMAT": FORMATS.index(variant.v_format),
+        "K_VECTOR": variant.vector_k,
+        "V_VECTOR": variant.vector_v,
+    }
     if variant.tile is not None:
         flags["OWNED_IN_REGISTERS"] = variant.tile.owned_in_registers
         sizes |= {
@@ -80,15 +192,25 @@ def _prelude(variant: KernelVariant) -> str:
             "VECTOR": variant.vector,
         }
     element = MSL_TYPES[variant.dtype]
-    bias_element = MSL_TYPES[variant.bias_dtype or variant.dtype]
+    types = {
+        "Element": element,
+        "BiasElement": MSL_TYPES[variant.bias_dtype or variant.dtype],
+        "KeyCode": CODE_TYPES.get(variant.k_format, element),
+        "ValueCode": CODE_TYPES.get(variant.v_format, element),
+    }
+    structs = params.structs(backward=variant.kernel.startswith("attention_backward"))
+    return f"{declare(types, flags, sizes)}\n{structs}\n{bindings.declarations(variant)}\n"
+
+
+def declare(types: dict[str, str], flags: dict[str, bool], sizes: dict[str, int]) -> str:
+    """The head of a source: what it includes, and the facts as types and constants."""
     lines = [
         "#include <metal_stdlib>",
         "#include <metal_simdgroup_matrix>",
         "using namespace metal;",
         "",
-        f"typedef {element} Element;",
-        f"typedef {bias_element} BiasElement;",
+        *(f"typedef {msl_type} {name};" for name, msl_type in types.items()),
         *(f"constant constexpr bool {name} = {str(on).lower()};" for name, on in flags.items()),
         *(f"constant constexpr int {name} = {value};" for name, value in sizes.items()),
     ]
-    return "\n".join(lines) + f"\n\n{params.structs()}\n{bindings.declarations(variant)}\n"
+    return "\n".join(lines) + "\n"

@@ -5,6 +5,12 @@
 #include "../../machine/engine.h"
 
 #define METALSIM_INLINE inline __attribute__((always_inline))
+// For what moves values between a lane and its simdgroup: checkers have nothing to see there.
+#if defined(METALSIM_CHECK)
+#define METALSIM_UNOBSERVED inline __attribute__((noinline, no_sanitize("thread")))
+#else
+#define METALSIM_UNOBSERVED METALSIM_INLINE
+#endif
 #define METALSIM_DEVICE
 #define METALSIM_CONSTANT
 #define METALSIM_THREADGROUP
@@ -124,6 +130,16 @@ METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* 
   put_pair(area + 2 * matrix_operand_bytes, element, c);
   metalsim_meet(fiber, types, name, line);
   __builtin_memcpy(d, area + 2 * matrix_operand_bytes + element * sizeof(D), 2 * sizeof(D));
+}
+
+METALSIM_INLINE void multiply_tensors(const TensorMultiply& product, uint32_t line) {
+  Fiber* fiber = current();
+  __builtin_memcpy(exchange<unsigned char>(fiber), &product, sizeof product);
+  metalsim_meet(fiber, pack(Collective::tensor_multiply), "matmul2d", line);
+}
+
+METALSIM_INLINE void exchange_tensors(const char* name, uint32_t line) {
+  metalsim_meet(current(), pack(Collective::tensor_exchange), name, line);
 }
 
 struct Position {

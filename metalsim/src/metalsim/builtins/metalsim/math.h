@@ -42,8 +42,8 @@
   METALSIM_VECTOR_2(name)
 
 // A function that Apple's special-function unit takes: counted in checking builds.
-#define METALSIM_EXPONENTIAL(name, expression) \
-  METALSIM_MATH_1(name, (metalsim::backend::count(metalsim::exponentials), expression))
+#define METALSIM_COUNTED(name, counter, expression) \
+  METALSIM_MATH_1(name, (metalsim::backend::count(metalsim::counter), expression))
 
 namespace metalsim {
 
@@ -66,35 +66,36 @@ METALSIM_INLINE float cosine_of_half_turns(float x) {
 
 namespace metal {
 
-METALSIM_MATH_1(acos, METALSIM_MATH(acos)(x))
-METALSIM_MATH_1(asin, METALSIM_MATH(asin)(x))
-METALSIM_MATH_1(atan, METALSIM_MATH(atan)(x))
-METALSIM_MATH_1(acosh, METALSIM_MATH(acosh)(x))
-METALSIM_MATH_1(asinh, METALSIM_MATH(asinh)(x))
-METALSIM_MATH_1(atanh, METALSIM_MATH(atanh)(x))
-METALSIM_MATH_1(cos, METALSIM_MATH(cos)(x))
-METALSIM_MATH_1(sin, METALSIM_MATH(sin)(x))
-METALSIM_MATH_1(tan, METALSIM_MATH(tan)(x))
-METALSIM_MATH_1(log, METALSIM_MATH(log)(x))
-METALSIM_MATH_1(log2, METALSIM_MATH(log2)(x))
-METALSIM_MATH_1(log10, METALSIM_MATH(log10)(x))
+METALSIM_COUNTED(acos, trigonometric, METALSIM_MATH(acos)(x))
+METALSIM_COUNTED(asin, trigonometric, METALSIM_MATH(asin)(x))
+METALSIM_COUNTED(atan, trigonometric, METALSIM_MATH(atan)(x))
+METALSIM_COUNTED(acosh, trigonometric, METALSIM_MATH(acosh)(x))
+METALSIM_COUNTED(asinh, trigonometric, METALSIM_MATH(asinh)(x))
+METALSIM_COUNTED(atanh, trigonometric, METALSIM_MATH(atanh)(x))
+METALSIM_COUNTED(cos, trigonometric, METALSIM_MATH(cos)(x))
+METALSIM_COUNTED(sin, trigonometric, METALSIM_MATH(sin)(x))
+METALSIM_COUNTED(tan, trigonometric, METALSIM_MATH(tan)(x))
+METALSIM_COUNTED(log, logarithms, METALSIM_MATH(log)(x))
+METALSIM_COUNTED(log2, logarithms, METALSIM_MATH(log2)(x))
+METALSIM_COUNTED(log10, logarithms, METALSIM_MATH(log10)(x))
 METALSIM_MATH_1(ceil, METALSIM_MATH(ceil)(x))
 METALSIM_MATH_1(floor, METALSIM_MATH(floor)(x))
 METALSIM_MATH_1(rint, METALSIM_MATH(rint)(x))
 METALSIM_MATH_1(round, METALSIM_MATH(round)(x))
 METALSIM_MATH_1(trunc, METALSIM_MATH(trunc)(x))
-METALSIM_MATH_1(sqrt, METALSIM_MATH(sqrt)(x))
-METALSIM_EXPONENTIAL(exp, METALSIM_MATH(exp)(x))
-METALSIM_EXPONENTIAL(exp2, METALSIM_MATH(exp2)(x))
-METALSIM_EXPONENTIAL(sinh, METALSIM_MATH(sinh)(x))
-METALSIM_EXPONENTIAL(cosh, METALSIM_MATH(cosh)(x))
-METALSIM_EXPONENTIAL(tanh, METALSIM_MATH(tanh)(x))
-METALSIM_EXPONENTIAL(exp10, METALSIM_MATH(pow)(10.0f, x))
+METALSIM_COUNTED(sqrt, square_roots, METALSIM_MATH(sqrt)(x))
+METALSIM_COUNTED(exp, exponentials, METALSIM_MATH(exp)(x))
+METALSIM_COUNTED(exp2, exponentials, METALSIM_MATH(exp2)(x))
+METALSIM_COUNTED(sinh, exponentials, METALSIM_MATH(sinh)(x))
+METALSIM_COUNTED(cosh, exponentials, METALSIM_MATH(cosh)(x))
+METALSIM_COUNTED(tanh, exponentials, METALSIM_MATH(tanh)(x))
+METALSIM_COUNTED(exp10, exponentials, METALSIM_MATH(pow)(10.0f, x))
 METALSIM_MATH_1(fabs, METALSIM_MATH(fabs)(x))
-METALSIM_MATH_1(rsqrt, 1.0f / METALSIM_MATH(sqrt)(x))
-METALSIM_MATH_1(sinpi, metalsim::sine_of_half_turns(x))
-METALSIM_MATH_1(cospi, metalsim::cosine_of_half_turns(x))
-METALSIM_MATH_1(tanpi, metalsim::sine_of_half_turns(x) / metalsim::cosine_of_half_turns(x))
+METALSIM_COUNTED(rsqrt, square_roots, 1.0f / METALSIM_MATH(sqrt)(x))
+METALSIM_COUNTED(sinpi, trigonometric, metalsim::sine_of_half_turns(x))
+METALSIM_COUNTED(cospi, trigonometric, metalsim::cosine_of_half_turns(x))
+METALSIM_COUNTED(tanpi, trigonometric,
+                 metalsim::sine_of_half_turns(x) / metalsim::cosine_of_half_turns(x))
 METALSIM_MATH_1(fract, METALSIM_MATH(fmin)(x - METALSIM_MATH(floor)(x), 0x1.fffffep-1f))
 
 METALSIM_MATH_2(atan2, METALSIM_MATH(atan2)(x, y))

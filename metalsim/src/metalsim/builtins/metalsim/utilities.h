@@ -35,6 +35,18 @@ METALSIM_INLINE constexpr uniform<T> make_uniform(T value) {
   return uniform<T>(value);
 }
 
+// Arithmetic on uniform values alone stays uniform.
+#define METALSIM_UNIFORM(operation)                                               \
+  template <class A, class B>                                                     \
+  METALSIM_INLINE constexpr auto operator operation(uniform<A> a, uniform<B> b) { \
+    return make_uniform(a.value operation b.value);                               \
+  }
+METALSIM_UNIFORM(+)
+METALSIM_UNIFORM(-)
+METALSIM_UNIFORM(*)
+METALSIM_UNIFORM(/)
+#undef METALSIM_UNIFORM
+
 template <class T>
 METALSIM_INLINE constexpr T* addressof(T& object) {
   return __builtin_addressof(object);

@@ -2,39 +2,6 @@
 // OWNED query rows of one head, each simdgroup ROWS of them; key blocks stream through
 // threadgroup memory. O, S and P live in registers, everything is accumulated in fp32.
 
-// Turns products into probabilities and takes them into the running softmax of each row.
-inline void update(thread Scores& scores, thread OnlineSoftmax* softmax,
-                   thread Accumulator<HEAD_DIM_V>& output, const thread Score& score,
-                   const thread Mask& mask, int first_row, int first_key, Lane lane) {
-  const bool whole =
-      mask.keeps_all(first_row, first_row + ROWS - 1, first_key, first_key + STREAMED - 1);
-#pragma clang loop unroll(full)
-  for (int i = 0; i < ROW_FRAGMENTS; ++i) {
-    const int row = first_row + i * 8 + lane.row;
-    float block_max = MASKED_LOG2;
-#pragma clang loop unroll(full)
-    for (int j = 0; j < STREAMED_FRAGMENTS; ++j)
-#pragma clang loop unroll(full)
-      for (int e = 0; e < 2; ++e) {
-        const int key = first_key + j * 8 + lane.column + e;
-        const float product = scores.fragments[i][j].thread_elements()[e];
-        const float logit_log2 =
-            whole || mask.keeps(row, key) ? score.logit_log2(product, row, key) : MASKED_LOG2;
-        scores.fragments[i][j].thread_elements()[e] = logit_log2;
-        block_max = max(block_max, logit_log2);
-      }
-
-    output.scale_rows(i, softmax[i].rescale(row_max(block_max)));
-#pragma clang loop unroll(full)
-    for (int j = 0; j < STREAMED_FRAGMENTS; ++j)
-#pragma clang loop unroll(full)
-      for (int e = 0; e < 2; ++e) {
-        const float logit_log2 = scores.fragments[i][j].thread_elements()[e];
-        scores.fragments[i][j].thread_elements()[e] = softmax[i].probability(logit_log2);
-      }
-  }
-}
-
 [[kernel, max_total_threads_per_threadgroup(THREADS)]] void attention_forward(
     ATTENTION_BINDINGS, uint3 position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
@@ -53,7 +20,10 @@ inline void update(thread Scores& scores, thread OnlineSoftmax* softmax,
   const int block = HAS_WINDOW_RIGHT ? blocks - 1 - int(position.x) : int(position.x);
   const int first_row = block * OWNED + int(simdgroup) * ROWS;
   const Mask mask = Mask::of(params, sequence);
-  const Score score = Score::of(params, scalars, operands, sequence, head);
+  const TileRows rows = {first_row, {Score::of(params, scalars, operands, sequence, head)}};
+  const Keys keys = keys_of(params, operands, head_k);
+  const Values values = values_of(params, operands, head_k);
+  const Dropout dropout = Dropout::of(params, scalars, operands, sequence.batch, head);
   const Lane lane = Lane::of(lane_index);
 
   const device Element* q =
@@ -70,17 +40,15 @@ inline void update(thread Scores& scores, thread OnlineSoftmax* softmax,
   const int simdgroup_end = mask.key_end(first_row + ROWS - 1);
   for (int key = mask.key_begin(block * OWNED) / STREAMED * STREAMED; key < key_end;
        key += STREAMED) {
-    const device Element* k = operands.k + long(head_k) * params.k_stride_head +
-                              sequence.k_offset(params.k_stride_batch, params.k_stride_row, key);
-    const device Element* v = operands.v + long(head_k) * params.v_stride_head +
-                              sequence.k_offset(params.v_stride_batch, params.v_stride_row, key);
-    stage<HEAD_DIM>(k_tile, k, params.k_stride_row, sequence.k_length - key, thread_index);
-    stage<HEAD_DIM_V>(v_tile, v, params.v_stride_row, sequence.k_length - key, thread_index);
+    stage_keys_and_values(k_tile, v_tile, keys, values, sequence, key, thread_index);
     threadgroup_barrier(mem_flags::mem_threadgroup);
+    const uint hidden = hidden_keys(sequence, key, lane_index);
     if (key < simdgroup_end && key + STREAMED > simdgroup_begin) {
-      Scores scores = Scores::multiply(queries, k_tile, lane);
-      update(scores, softmax, output, score, mask, first_row, key, lane);
-      output.accumulate(scores, v_tile, lane);
+      const StagedBlock<HEAD_DIM> k = {k_tile};
+      const StagedBlock<HEAD_DIM_V> v = {v_tile};
+      Scores scores = Scores::multiply(queries, k, lane);
+      update(scores, softmax, output, rows, mask, dropout, key, hidden, lane);
+      output.accumulate(scores, v, lane);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }

@@ -12,3 +12,10 @@ inline void store_lse(constant AttentionParams& params, const thread Operands& o
   operands.lse[sequence.q_offset(params.lse_stride_batch, 1, row) +
                long(head) * params.lse_stride_head] = lse;
 }
+
+// The place of a row and head among the shares that splits over keys leave, [split][row][head].
+inline long partial_index(constant AttentionParams& params, const thread Sequence& sequence,
+                          int split, int head, int row) {
+  const long rows = params.lse_stride_batch / params.heads_q;  // of a dense sequence
+  return split * params.rows_and_heads + sequence.q_offset(rows, 1, row) * params.heads_q + head;
+}

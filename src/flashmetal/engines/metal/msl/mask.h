@@ -1,12 +1,17 @@
-// Which (query row, key) pairs are kept, and therefore which keys a range of rows has to visit.
-// Test and range share the same band, so they cannot disagree. Causal is window_right == 0.
+// A masked logit is a large negative number, not -inf: with fast math on, comparisons with
+// infinities may be optimised away.
+constant constexpr float MASKED_LOG2 = -1.0e38f;
+
+// Which (query row, key) pairs are kept, and therefore which keys a range of rows has to visit, and
+// which rows a range of keys. Test and ranges share one band, so they cannot disagree. Causal is
+// window_right == 0.
 struct Mask {
-  int q_length, k_length, diagonal;
+  int q_length, k_length, k_hidden, diagonal;
   int window_left, window_right;
 
   static Mask of(constant AttentionParams& params, const thread Sequence& sequence) {
-    return {sequence.q_length, sequence.k_length, sequence.diagonal(), int(params.window_left),
-            int(params.window_right)};
+    return {sequence.q_length,   sequence.k_length,       sequence.k_hidden,
+            sequence.diagonal(), int(params.window_left), int(params.window_right)};
   }
 
   bool keeps(int row, int key) const thread {
@@ -19,10 +24,19 @@ struct Mask {
 
   // Rows first_row .. last_row see no key outside [key_begin, key_end).
   int key_begin(int first_row) const thread {
-    return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left, 0) : 0;
+    const int begin = HAS_LEFTPAD_K ? k_hidden : 0;
+    return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left, begin) : begin;
   }
   int key_end(int last_row) const thread {
     return HAS_WINDOW_RIGHT ? clamp(last_row + diagonal + window_right + 1, 0, k_length) : k_length;
+  }
+
+  // Keys first_key .. last_key are seen by no row outside [row_begin, row_end).
+  int row_begin(int first_key) const thread {
+    return HAS_WINDOW_RIGHT ? max(first_key - diagonal - window_right, 0) : 0;
+  }
+  int row_end(int last_key) const thread {
+    return HAS_WINDOW_LEFT ? clamp(last_key - diagonal + window_left + 1, 0, q_length) : q_length;
   }
 
   // True when no pair of these rows with keys first_key .. last_key needs the test.
@@ -34,3 +48,10 @@ struct Mask {
     return all;
   }
 };
+
+// Which of the 32 keys from first_key on are padding or lie on no page, a bit each; all lanes ask.
+inline uint hidden_keys(const thread Sequence& sequence, int first_key, uint lane_index) {
+  if (!HAS_PAGES && !HAS_LEFTPAD_K) return 0;
+  const int key = first_key + int(lane_index);
+  return uint(ulong(simd_ballot(key < sequence.k_length && sequence.page(key) < 0)));
+}

@@ -23,13 +23,23 @@ struct Score {
     return score;
   }
 
+  // What ALiBi's slope multiplies.
+  float distance(int row, int key) const thread { return float(abs(row + diagonal - key)); }
+
   float logit_log2(float product, int row, int key) const thread {
     float logit = product * multiplier;
     if (HAS_SOFTCAP) logit = softcap_log2 * precise::tanh(logit);
     if (HAS_BIAS)
       logit = fma(float(bias[long(row) * bias_stride_query + long(key) * bias_stride_key]),
                   M_LOG2E_F, logit);
-    if (HAS_ALIBI) logit -= slope_log2 * float(abs(row + diagonal - key));
+    if (HAS_ALIBI) logit -= slope_log2 * distance(row, key);
     return logit;
+  }
+
+  // d logit / d (scale * product): what the softcap's tanh leaves of a gradient.
+  float derivative(float product) const thread {
+    if (!HAS_SOFTCAP) return 1.0f;
+    const float capped = precise::tanh(product * multiplier);
+    return 1.0f - capped * capped;
   }
 };

@@ -1,6 +1,7 @@
-// A masked logit is a large negative number, not -inf: with fast math on, comparisons with
-// infinities may be optimised away.
-constant constexpr float MASKED_LOG2 = -1.0e38f;
+// The factors of two shares of a row when they become one.
+struct Merge {
+  float ours, theirs;
+};
 
 // Running softmax of one query row (Milakov and Gimelshein 2018), in base 2.
 struct OnlineSoftmax {
@@ -10,8 +11,9 @@ struct OnlineSoftmax {
   // A sink is a key without a value: it enters as the first maximum, with weight one in all.
   static OnlineSoftmax start(const thread Operands& operands, int head, int threads_per_row) {
     if (HAS_SINKS) return {operands.sinks[head] * M_LOG2E_F, 1.0f / float(threads_per_row)};
-    return {MASKED_LOG2, 0.0f};
+    return empty();
   }
+  static OnlineSoftmax empty() { return {MASKED_LOG2, 0.0f}; }
 
   // Takes in a block's maximum; returns the factor for everything accumulated so far.
   float rescale(float block_max_log2) thread {
@@ -20,6 +22,14 @@ struct OnlineSoftmax {
     const float factor = fast::exp2(before - reference_log2());
     row_sum *= factor;
     return factor;
+  }
+
+  // Takes in another share of the same row.
+  Merge merge(OnlineSoftmax other) thread {
+    const float ours = rescale(other.row_max_log2);
+    const float theirs = fast::exp2(other.row_max_log2 - reference_log2());
+    row_sum += other.row_sum * theirs;
+    return {ours, theirs};
   }
 
   float probability(float logit_log2) thread {

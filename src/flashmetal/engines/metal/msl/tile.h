@@ -10,11 +10,6 @@
 //   columns     (S B):   column c of fragment f in a strip of W stands for d = W * c + 2 * f
 //                        (c even; c + 1 follows)
 
-template <int N>
-struct alignas(N * sizeof(Element)) Chunk {
-  Element values[N];
-};
-
 typedef simdgroup_matrix<Element, 8, 8> OperandFragment;
 typedef simdgroup_matrix<float, 8, 8> AccumulatorFragment;
 
@@ -62,20 +57,60 @@ inline float row_sum(float x) {
   return x + simd_shuffle_xor(x, ushort(8));
 }
 
-// Copies rows [0, valid) of a head, STREAMED in all, into threadgroup memory. Missing rows and the
-// columns that pad DIM to whole fragments become zero, so that 0 * garbage never makes a NaN.
-template <int DIM>
+// Rows of q or grad_o of one head, as a source to stage.
+struct PlainRows {
+  static constant constexpr int WIDTH = VECTOR;
+  const device Element* first;
+  long stride;
+
+  template <int DIM>
+  Packed<Element, WIDTH> chunk(int row, int column) const thread {
+    if (column >= DIM) return {};
+    return *(const device Packed<Element, WIDTH>*)(first + long(row) * stride + column);
+  }
+};
+
+// Keys or values from `first` on, as a source to stage.
+template <typename Rows, int LOAD>
+struct StoredRows {
+  static constant constexpr int WIDTH = LOAD;
+  Rows rows;
+  Sequence sequence;
+  int first;
+
+  template <int DIM>
+  Packed<Element, WIDTH> chunk(int row, int column) const thread {
+    const int key = first + row, page = sequence.page(key);
+    if (page < 0) return {};
+    return Rows::template elements<WIDTH>(rows.row(sequence, page, key), column,
+                                          rows.scale(sequence, page, key, column));
+  }
+};
+
+// Copies rows [0, valid) of a source, STREAMED in all, into threadgroup memory. Missing rows and
+// the columns that pad DIM to whole fragments become zero, so that 0 * garbage never makes a NaN.
+template <int DIM, typename Source>
 inline void stage(threadgroup Element* tile,  // [STREAMED][Cut<DIM>::STRIDE]
-                  const device Element* rows, long row_stride, int valid, uint thread_index) {
-  constexpr int CHUNKS = Cut<DIM>::FRAGMENTS * 8 / VECTOR;
+                  const thread Source& source, int valid, uint thread_index) {
+  constexpr int WIDTH = Source::WIDTH, CHUNKS = Cut<DIM>::FRAGMENTS * 8 / WIDTH;
 #pragma clang loop unroll(full)
   for (int index = int(thread_index); index < STREAMED * CHUNKS; index += THREADS) {
-    const int row = index / CHUNKS, column = index % CHUNKS * VECTOR;
-    Chunk<VECTOR> chunk = {};
-    if (row < valid && column < DIM)
-      chunk = *(const device Chunk<VECTOR>*)(rows + long(row) * row_stride + column);
-    *(threadgroup Chunk<VECTOR>*)(tile + row * Cut<DIM>::STRIDE + column) = chunk;
+    const int row = index / CHUNKS, column = index % CHUNKS * WIDTH;
+    Packed<Element, WIDTH> chunk = {};
+    if (row < valid) chunk = source.template chunk<DIM>(row, column);
+    *(threadgroup Packed<Element, WIDTH>*)(tile + row * Cut<DIM>::STRIDE + column) = chunk;
   }
+}
+
+// Stages the keys from `key` on, and their values.
+inline void stage_keys_and_values(threadgroup Element* k_tile, threadgroup Element* v_tile,
+                                  const thread Keys& keys, const thread Values& values,
+                                  const thread Sequence& sequence, int key, uint thread_index) {
+  const int valid = sequence.k_length - key;
+  const StoredRows<Keys, K_VECTOR> k = {keys, sequence, key};
+  const StoredRows<Values, V_VECTOR> v = {values, sequence, key};
+  stage<HEAD_DIM>(k_tile, k, valid, thread_index);
+  stage<HEAD_DIM_V>(v_tile, v, valid, thread_index);
 }
 
 // Eight owned rows by one strip, as left operands of a contraction.
@@ -91,8 +126,8 @@ struct OwnedStrip {
 #pragma clang loop unroll(full)
       for (int f = 0; f < STRIP; f += WIDTH) {
         const int d = (strip * 8 + lane.column + side) * STRIP + f;
-        Chunk<WIDTH> chunk = {};
-        if (valid && d < DIM) chunk = *(const device Chunk<WIDTH>*)(row + d);
+        Packed<Element, WIDTH> chunk = {};
+        if (valid && d < DIM) chunk = *(const device Packed<Element, WIDTH>*)(row + d);
 #pragma clang loop unroll(full)
         for (int i = 0; i < WIDTH; ++i)
           loaded.fragments[f + i].thread_elements()[side] = chunk.values[i];
@@ -107,20 +142,10 @@ template <int DIM>
 struct TransposedStrip {
   OperandFragment fragments[Cut<DIM>::STRIP];
 
-  static TransposedStrip load(const threadgroup Element* tile, int row_fragment, int strip,
-                              Lane lane) {
-    constexpr int STRIP = Cut<DIM>::STRIP;
-    TransposedStrip loaded;
+  void put(int side, Packed<Element, Cut<DIM>::STRIP> chunk) thread {
 #pragma clang loop unroll(full)
-    for (int side = 0; side < 2; ++side) {
-      const int row = row_fragment * 8 + lane.column + side;
-      const int d = (strip * 8 + lane.row) * STRIP;
-      const Chunk<STRIP> chunk =
-          *(const threadgroup Chunk<STRIP>*)(tile + row * Cut<DIM>::STRIDE + d);
-#pragma clang loop unroll(full)
-      for (int f = 0; f < STRIP; ++f) loaded.fragments[f].thread_elements()[side] = chunk.values[f];
-    }
-    return loaded;
+    for (int f = 0; f < Cut<DIM>::STRIP; ++f)
+      fragments[f].thread_elements()[side] = chunk.values[f];
   }
 };
 
@@ -129,19 +154,40 @@ template <int DIM>
 struct ColumnStrip {
   OperandFragment fragments[Cut<DIM>::COLUMN_STRIP];
 
-  static ColumnStrip load(const threadgroup Element* tile, int row_fragment, int strip, Lane lane) {
-    constexpr int STRIP = Cut<DIM>::COLUMN_STRIP;
-    ColumnStrip loaded;
-    const int row = row_fragment * 8 + lane.row;
-    const int d = (strip * 8 + lane.column) * STRIP;
-    const Chunk<2 * STRIP> chunk =
-        *(const threadgroup Chunk<2 * STRIP>*)(tile + row * Cut<DIM>::STRIDE + d);
+  static ColumnStrip of(Packed<Element, 2 * Cut<DIM>::COLUMN_STRIP> chunk) {
+    ColumnStrip strip;
 #pragma clang loop unroll(full)
-    for (int f = 0; f < STRIP; ++f) {
-      loaded.fragments[f].thread_elements()[0] = chunk.values[2 * f];
-      loaded.fragments[f].thread_elements()[1] = chunk.values[2 * f + 1];
+    for (int f = 0; f < Cut<DIM>::COLUMN_STRIP; ++f) {
+      strip.fragments[f].thread_elements()[0] = chunk.values[2 * f];
+      strip.fragments[f].thread_elements()[1] = chunk.values[2 * f + 1];
+    }
+    return strip;
+  }
+};
+
+// [STREAMED][DIM] in threadgroup memory, which all simdgroups multiply with.
+template <int DIM>
+struct StagedBlock {
+  const threadgroup Element* tile;
+
+  TransposedStrip<DIM> transposed(int row_fragment, int strip, Lane lane) const thread {
+    constexpr int STRIP = Cut<DIM>::STRIP;
+    TransposedStrip<DIM> loaded;
+    const int d = (strip * 8 + lane.row) * STRIP;
+#pragma clang loop unroll(full)
+    for (int side = 0; side < 2; ++side) {
+      const int row = row_fragment * 8 + lane.column + side;
+      loaded.put(side,
+                 *(const threadgroup Packed<Element, STRIP>*)(tile + row * Cut<DIM>::STRIDE + d));
     }
     return loaded;
+  }
+
+  ColumnStrip<DIM> columns(int row_fragment, int strip, Lane lane) const thread {
+    constexpr int STRIP = Cut<DIM>::COLUMN_STRIP;
+    const int row = row_fragment * 8 + lane.row, d = (strip * 8 + lane.column) * STRIP;
+    return ColumnStrip<DIM>::of(
+        *(const threadgroup Packed<Element, 2 * STRIP>*)(tile + row * Cut<DIM>::STRIDE + d));
   }
 };
 
@@ -154,16 +200,28 @@ struct Owned {
                         [OWNED_IN_REGISTERS ? Cut<DIM>::STRIPS : 1];
 
   static Owned load(const device Element* first_row, long row_stride, int rows_left, Lane lane) {
-    Owned loaded;
+    const device Element* rows[ROW_FRAGMENTS];
+    bool valid[ROW_FRAGMENTS];
 #pragma clang loop unroll(full)
     for (int i = 0; i < ROW_FRAGMENTS; ++i) {
       const int row = i * 8 + lane.row;
-      loaded.valid[i] = row < rows_left;
-      loaded.rows[i] = first_row + long(row) * row_stride;
+      valid[i] = row < rows_left;
+      rows[i] = first_row + long(row) * row_stride;
+    }
+    return load(rows, valid, lane);
+  }
+
+  // Rows from anywhere; this lane's of each row fragment.
+  static Owned load(const device Element* const thread* rows, const thread bool* valid, Lane lane) {
+    Owned loaded;
+#pragma clang loop unroll(full)
+    for (int i = 0; i < ROW_FRAGMENTS; ++i) {
+      loaded.valid[i] = valid[i];
+      loaded.rows[i] = rows[i];
       if (OWNED_IN_REGISTERS) {
 #pragma clang loop unroll(full)
         for (int s = 0; s < Cut<DIM>::STRIPS; ++s)
-          loaded.strips[i][s] = OwnedStrip<DIM>::load(loaded.rows[i], loaded.valid[i], s, lane);
+          loaded.strips[i][s] = OwnedStrip<DIM>::load(rows[i], valid[i], s, lane);
       }
     }
     return loaded;
@@ -179,17 +237,20 @@ struct Owned {
 struct Scores {
   AccumulatorFragment fragments[ROW_FRAGMENTS][STREAMED_FRAGMENTS];
 
-  // owned tile^T
-  template <int DIM>
-  static Scores multiply(const thread Owned<DIM>& owned, const threadgroup Element* tile,
-                         Lane lane) {
+  static Scores zero() {
     Scores scores;
 #pragma clang loop unroll(full)
     for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma clang loop unroll(full)
       for (int j = 0; j < STREAMED_FRAGMENTS; ++j)
         scores.fragments[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+    return scores;
+  }
 
+  // owned block^T
+  template <int DIM, typename Block>
+  static Scores multiply(const thread Owned<DIM>& owned, const thread Block& block, Lane lane) {
+    Scores scores = zero();
 #pragma clang loop unroll(full)
     for (int s = 0; s < Cut<DIM>::STRIPS; ++s) {
       OwnedStrip<DIM> left[ROW_FRAGMENTS];
@@ -197,7 +258,7 @@ struct Scores {
       for (int i = 0; i < ROW_FRAGMENTS; ++i) left[i] = owned.strip(i, s, lane);
 #pragma clang loop unroll(full)
       for (int j = 0; j < STREAMED_FRAGMENTS; ++j) {
-        const TransposedStrip<DIM> right = TransposedStrip<DIM>::load(tile, j, s, lane);
+        const TransposedStrip<DIM> right = block.transposed(j, s, lane);
 #pragma clang loop unroll(full)
         for (int f = 0; f < Cut<DIM>::STRIP; ++f)
 #pragma clang loop unroll(full)
@@ -233,8 +294,9 @@ struct Accumulator {
     }
   }
 
-  // += weights tile. The accumulator layout is the left operand's too: weights stay in registers.
-  void accumulate(const thread Scores& weights, const threadgroup Element* tile, Lane lane) thread {
+  // += weights block. The accumulator layout is the left operand's too: weights stay in registers.
+  template <typename Block>
+  void accumulate(const thread Scores& weights, const thread Block& block, Lane lane) thread {
     constexpr int STRIP = Cut<DIM>::COLUMN_STRIP;
 #pragma clang loop unroll(full)
     for (int j = 0; j < STREAMED_FRAGMENTS; ++j) {
@@ -247,7 +309,7 @@ struct Accumulator {
       }
 #pragma clang loop unroll(full)
       for (int s = 0; s < Cut<DIM>::COLUMN_STRIPS; ++s) {
-        const ColumnStrip<DIM> right = ColumnStrip<DIM>::load(tile, j, s, lane);
+        const ColumnStrip<DIM> right = block.columns(j, s, lane);
 #pragma clang loop unroll(full)
         for (int f = 0; f < STRIP; ++f)
 #pragma clang loop unroll(full)
@@ -260,26 +322,30 @@ struct Accumulator {
   }
 
   // Writes this lane's columns of row fragment i, each times `weight`, to its row of the result.
-  void store(int i, device Element* row, float weight, Lane lane) const thread {
-    constexpr int STRIP = Cut<DIM>::COLUMN_STRIP;
-    constexpr int WIDTH = DIM % 8 == 0 && VECTOR >= 2 * STRIP ? 2 * STRIP : 1;
+  template <typename Result>
+  void store(int i, device Result* row, float weight, Lane lane) const thread {
+    constexpr int STRIP = Cut<DIM>::COLUMN_STRIP, MOST = 16 / int(sizeof(Result));
+    constexpr int ALIGNED =
+        sizeof(Result) == sizeof(Element) ? VECTOR : MOST;  // partial results are
+    constexpr int WIDEST_STORE = 2 * STRIP < MOST ? 2 * STRIP : MOST;
+    constexpr int WIDTH = DIM % 8 == 0 && ALIGNED >= WIDEST_STORE ? WIDEST_STORE : 1;
 #pragma clang loop unroll(full)
     for (int s = 0; s < Cut<DIM>::COLUMN_STRIPS; ++s) {
-      Element columns[2 * STRIP];
+      Result columns[2 * STRIP];
 #pragma clang loop unroll(full)
       for (int f = 0; f < STRIP; ++f) {
         AccumulatorFragment sum = fragments[i][s * STRIP + f];
-        columns[2 * f] = Element(sum.thread_elements()[0] * weight);
-        columns[2 * f + 1] = Element(sum.thread_elements()[1] * weight);
+        columns[2 * f] = Result(sum.thread_elements()[0] * weight);
+        columns[2 * f + 1] = Result(sum.thread_elements()[1] * weight);
       }
       const int d = (s * 8 + lane.column) * STRIP;
 #pragma clang loop unroll(full)
       for (int c = 0; c < 2 * STRIP; c += WIDTH) {
         if (d + c >= DIM) continue;
-        Chunk<WIDTH> chunk;
+        Packed<Result, WIDTH> chunk;
 #pragma clang loop unroll(full)
         for (int e = 0; e < WIDTH; ++e) chunk.values[e] = columns[c + e];
-        *(device Chunk<WIDTH>*)(row + d + c) = chunk;
+        *(device Packed<Result, WIDTH>*)(row + d + c) = chunk;
       }
     }
   }

@@ -1,0 +1,29 @@
+"""What the tests of Metal 4's tensors share: the headers in front of every program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import metalsim
+
+_HEADERS = """
+#include <metal_stdlib>
+#include <metal_tensor>
+#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
+using namespace metal;
+using namespace mpp::tensor_ops;
+#line 1
+"""
+
+
+@pytest.fixture(scope="session")
+def tensor_library() -> Callable[..., metalsim.ShaderLibrary]:
+    """`metalsim.compile_shader` of a program that need not include the headers of tensors."""
+
+    def compile_tensors(source: str, **options: Any) -> metalsim.ShaderLibrary:
+        return metalsim.compile_shader(_HEADERS + source, **options)
+
+    return compile_tensors

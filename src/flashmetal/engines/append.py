@@ -1,0 +1,84 @@
+"""New keys and values into a cache, in torch operations: rotated, quantised, written in place."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cache_append import AppendInputs, CacheAppend
+from ..cache_formats import quantise
+
+
+def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
+    """Write the new rows into the caches, and return q rotated (as it is without a rotation).
+
+    The values of lengths and pages must have been checked: a row must not fall outside its cache.
+    """
+    new = _rows(problem.seqlen_new, inputs.k_new, inputs.cu_seqlens_new)
+    position = inputs.cache_seqlens[new.sequence] + new.row
+    if inputs.block_table is None:
+        place = new.sequence.expand_as(position), position
+    else:
+        page = torch.div(position, problem.page_size, rounding_mode="floor")
+        place = inputs.block_table[new.sequence, page], position % problem.page_size
+    k_new = inputs.k_new
+    if problem.rotary_dim:
+        k_new = rotate(problem, inputs, k_new, _angles(inputs, new, True))
+    written = (
+        (inputs.k_cache, inputs.k_scale, k_new, problem.k_format),
+        (inputs.v_cache, inputs.v_scale, inputs.v_new, problem.v_format),
+    )
+    for cache, scales, rows, cache_format in written:
+        codes, scale = quantise(rows, cache_format)
+        cache[place] = codes
+        if scales is not None and scale is not None:
+            scales[place] = scale
+    if inputs.q is None or not problem.rotary_dim:
+        return inputs.q
+    rows = _rows(problem.seqlen_q, inputs.q, inputs.cu_seqlens_q)
+    return rotate(problem, inputs, inputs.q, _angles(inputs, rows, problem.rotate_rows))
+
+
+class _Rows(NamedTuple):
+    """For each row of a tensor its sequence and its index there: (B, 1) and (S,), or (total,)."""
+
+    sequence: Tensor
+    row: Tensor
+
+
+def _rows(length: int, x: Tensor, starts: Tensor | None) -> _Rows:
+    if starts is None:
+        batch = torch.arange(x.shape[0], device=x.device)
+        return _Rows(batch[:, None], torch.arange(length, device=x.device))
+    row = torch.arange(x.shape[0], device=x.device, dtype=starts.dtype)
+    sequence = torch.searchsorted(starts[1:], row, right=True)
+    return _Rows(sequence, row - starts[sequence])
+
+
+def _angles(inputs: AppendInputs, rows: _Rows, by_row: bool) -> Tensor:
+    """The position each row is rotated by, as an index into cos and sin."""
+    starts = inputs.cache_seqlens if inputs.rotary_seqlens is None else inputs.rotary_seqlens
+    start = starts[rows.sequence]
+    return start + rows.row if by_row else start.expand(start.shape[0], rows.row.shape[-1])
+
+
+def rotate(problem: CacheAppend, inputs: AppendInputs, x: Tensor, position: Tensor) -> Tensor:
+    """Rotary embedding (Su et al., 2021) of x (..., H, D), in float32 at least.
+
+    The first ``rotary_dim`` elements of a row are pairs, turned by the angles of its position.
+    """
+    assert inputs.cos is not None
+    assert inputs.sin is not None
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = (table[position][..., None, :].to(dtype) for table in (inputs.cos, inputs.sin))
+    half, out = problem.rotary_dim // 2, x.clone(memory_format=torch.contiguous_format)
+    if problem.interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    else:
+        first, second = slice(0, half), slice(half, 2 * half)
+    a, b = x[..., first].to(dtype), x[..., second].to(dtype)
+    out[..., first] = (a * cos - b * sin).to(x.dtype)
+    out[..., second] = (a * sin + b * cos).to(x.dtype)
+    return out

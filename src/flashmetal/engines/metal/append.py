@@ -1,0 +1,209 @@
+"""The append kernel: new keys and values into a cache, rotated and quantised, in one launch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...cache_append import AppendInputs, CacheAppend
+from ...cache_formats import FORMATS
+from . import bindings, params
+from .launch import Launch
+from .runtime import Runtime, runtime_for
+from .variant import CODE_TYPES, MSL_TYPES, declare
+
+_SIMDGROUPS = 4
+_OPERANDS = (*AppendInputs._fields, "q_out")
+_INTEGERS = (
+    "seqlen_q",  # of dense tensors; packed ones read theirs from cu_seqlens
+    "seqlen_new",
+    "heads_q",
+    "heads_k",
+    "pages_per_sequence",
+    "capacity",  # keys a sequence can hold
+    *(
+        f"{tensor}_stride_{dimension}"
+        for tensor in ("q", "k_new", "v_new", "k", "v", "k_scale", "v_scale")
+        for dimension in ("batch", "row", "head")
+    ),
+    "cos_stride",
+    "sin_stride",
+)
+
+
+class AppendVariant(NamedTuple):
+    """The compile-time facts of one append."""
+
+    dtype: torch.dtype
+    head_dim: int
+    head_dim_v: int
+    page_size: int
+    k_format: str
+    v_format: str
+    rotary_dim: int
+    interleaved: bool
+    rotate_rows: bool
+    has_q: bool
+    has_rotary_seqlens: bool
+    is_packed_q: bool
+    is_packed_new: bool
+
+    @property
+    def kernel(self) -> str:
+        return "cache_append"
+
+    @property
+    def has_pages(self) -> bool:
+        return self.page_size > 0
+
+    @property
+    def has_rotary(self) -> bool:
+        return self.rotary_dim > 0
+
+    @property
+    def has_k_scale(self) -> bool:
+        return self.k_format != "dense"
+
+    @property
+    def has_v_scale(self) -> bool:
+        return self.v_format != "dense"
+
+    def prelude(self) -> str:
+        element = MSL_TYPES[self.dtype]
+        types = {
+            "Element": element,
+            "KeyCode": CODE_TYPES.get(self.k_format, element),
+            "ValueCode": CODE_TYPES.get(self.v_format, element),
+        }
+        flags = {
+            "HAS_PAGES": self.has_pages,
+            "INTERLEAVED": self.interleaved,
+            "ROTATE_ROWS": self.rotate_rows,
+            "HAS_ROTARY_SEQLENS": self.has_rotary_seqlens,
+            "IS_PACKED_Q": self.is_packed_q,
+            "IS_PACKED_NEW": self.is_packed_new,
+        }
+        sizes = {
+            "HEAD_DIM": self.head_dim,
+            "HEAD_DIM_V": self.head_dim_v,
+            "PAGE_SIZE": max(self.page_size, 1),
+            "ROTARY_DIM": self.rotary_dim,
+            "K_FORMAT": FORMATS.index(self.k_format),
+            "V_FORMAT": FORMATS.index(self.v_format),
+        }
+        structs = params.integer_struct(_INTEGERS)
+        declarations = bindings.declarations(self, scalars=False)
+        return f"{declare(types, flags, sizes)}\n{structs}\n{declarations}\n"
+
+
+def refuse_append(problem: CacheAppend) -> str | None:
+    """Why the Metal kernel cannot serve this append, in words for the user; None if it can."""
+    if runtime_for(problem.device) is None:
+        return f"no Metal runtime serves {problem.device} tensors on this machine"
+    if problem.dtype not in MSL_TYPES:
+        return f"the Metal kernels take float32, float16 and bfloat16, not {problem.dtype}"
+    return None
+
+
+def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
+    """Write the new rows into the caches, and return q rotated (as it is without a rotation).
+
+    The values of lengths and pages must have been checked, as for the portable engine.
+    """
+    runtime = runtime_for(problem.device)
+    if runtime is None:
+        raise RuntimeError(f"flashmetal: {refuse_append(problem)}")
+    rotates = problem.rotary_dim > 0
+    q, q_out = inputs.q, None
+    if rotates and q is not None:
+        q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    inputs = _laid_out(inputs if rotates else inputs._replace(q=None, cu_seqlens_q=None))
+    if inputs.k_new.numel() or q_out is not None:
+        strides = tuple(None if x is None else x.stride() for x in inputs)
+        table = inputs.block_table
+        pages = 0 if table is None else table.shape[1]
+        _launch(problem, strides, pages, runtime).run((*inputs, q_out))
+    return q if q_out is None else q_out
+
+
+@lru_cache(maxsize=1024)
+def _launch(
+    problem: CacheAppend,
+    strides: tuple[tuple[int, ...] | None, ...],
+    pages: int,
+    runtime: Runtime,
+) -> Launch:
+    given = dict(zip(AppendInputs._fields, strides, strict=True))
+    has_q = given["q"] is not None
+    variant = AppendVariant(
+        dtype=problem.dtype,
+        head_dim=problem.head_dim,
+        head_dim_v=problem.head_dim_v,
+        page_size=problem.page_size,
+        k_format=problem.k_format,
+        v_format=problem.v_format,
+        rotary_dim=problem.rotary_dim,
+        interleaved=problem.interleaved,
+        rotate_rows=problem.rotate_rows,
+        has_q=has_q,
+        has_rotary_seqlens=problem.rotary_seqlens,
+        is_packed_q=has_q and problem.packed_q,
+        is_packed_new=problem.packed_new,
+    )
+    integers = (
+        problem.seqlen_q,
+        problem.seqlen_new,
+        problem.heads_q,
+        problem.heads_k,
+        pages,
+        problem.capacity,
+        *_row_strides(given["q"], problem.packed_q),
+        *_row_strides(given["k_new"], problem.packed_new),
+        *_row_strides(given["v_new"], problem.packed_new),
+        *(
+            stride
+            for name in ("k_cache", "v_cache", "k_scale", "v_scale")
+            for stride in _row_strides(given[name], False)
+        ),
+        *((given[name] or (0,))[0] for name in ("cos", "sin")),
+    )
+    rows = max(problem.seqlen_new, problem.seqlen_q if has_q else 0)
+    heads = problem.heads_k + (problem.heads_q if has_q else 0)
+    groups = -(-rows // _SIMDGROUPS), heads, problem.batch
+    return Launch.of(runtime, variant, (integers,), groups, 32 * _SIMDGROUPS, _OPERANDS)
+
+
+def _laid_out(inputs: AppendInputs) -> AppendInputs:
+    """As the kernel reads them: last strides 1, vectors contiguous, fp8 as bytes."""
+    rows = {
+        name: x if x.stride(-1) == 1 else x.contiguous()
+        for name in ("q", "k_new", "v_new", "cos", "sin")
+        if (x := getattr(inputs, name)) is not None
+    }
+    vectors = {
+        name: x.contiguous()
+        for name in (
+            "cache_seqlens",
+            "block_table",
+            "rotary_seqlens",
+            "cu_seqlens_q",
+            "cu_seqlens_new",
+        )
+        if (x := getattr(inputs, name)) is not None
+    }
+    caches = {
+        name: x.view(torch.uint8)
+        for name in ("k_cache", "v_cache")
+        if (x := getattr(inputs, name)).dtype == torch.float8_e4m3fn
+    }
+    return inputs._replace(**rows, **vectors, **caches)
+
+
+def _row_strides(strides: tuple[int, ...] | None, packed: bool) -> tuple[int, ...]:
+    """(batch, row, head) strides, the batch's 0 in packed tensors."""
+    if strides is None:
+        return (0, 0, 0)
+    return (0, *strides[:2]) if packed else strides[:3]

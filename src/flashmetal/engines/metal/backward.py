@@ -1,0 +1,192 @@
+"""The backward kernels: delta, then the gradients of q, of k and v, and of a bias."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...gradients import Gradients
+from ...problem import AttentionInputs, AttentionProblem
+from ...tiles import tile_of
+from .forward import refuse
+from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
+from .params import Geometry, pack_backward_integers, pack_scalars
+from .runtime import Runtime, runtime_for
+from .variant import KernelVariant, Loads, variant_of
+
+_DELTA_SIMDGROUPS = 4
+
+
+def refuse_backward(problem: AttentionProblem) -> str | None:
+    """Why the Metal kernels cannot give this call's gradients, in words; None if they can."""
+    if problem.page_size or problem.k_format != "dense" or problem.v_format != "dense":
+        return "the Metal backward kernels read no cache: it records no gradients"
+    return refuse(problem)
+
+
+def backward(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+    wanted: tuple[str, ...],
+) -> Gradients:
+    """The gradients by the inputs named in ``wanted`` (FlashAttention-2, Dao 2023), no atomics.
+
+    ``o`` and ``lse`` are what :func:`.forward.forward` returned, ``grad_o`` and ``grad_lse`` the
+    gradients by them. Memory beside the results is one float32 a query row and head.
+    """
+    grad_o = grad_o if grad_o.stride(-1) == 1 else grad_o.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    tensors = {name: getattr(inputs, name) for name in wanted}
+    gradients = {
+        name: torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    delta = torch.empty_like(lse)
+    distances = torch.zeros_like(lse) if "alibi_slopes" in wanted else None
+    if o.numel() == 0 or inputs.k.numel() == 0:
+        # No probability anywhere; o is 0, and lse is the sink or nothing.
+        delta = torch.zeros_like(lse) if grad_lse is None else -grad_lse
+        gradients = {name: gradient.zero_() for name, gradient in gradients.items()}
+    else:
+        _launch_all(problem, inputs, (o, lse), (grad_o, grad_lse), (delta, distances), gradients)
+    if "sinks" in wanted:
+        gradients["sinks"] = _sink_gradient(inputs, lse, delta)
+    if distances is not None:
+        gradients["alibi_slopes"] = _slope_gradient(problem, inputs, distances)
+    return Gradients(**{name: gradients[name] for name in wanted})
+
+
+def _launch_all(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    results: tuple[Tensor, Tensor],
+    grad_results: tuple[Tensor, Tensor | None],
+    sums: tuple[Tensor, Tensor | None],
+    gradients: dict[str, Tensor],
+) -> None:
+    runtime = runtime_for(problem.device)
+    if runtime is None:
+        raise RuntimeError(f"flashmetal: {refuse_backward(problem)}")
+    if sums[1] is not None:  # the kernel of q's gradient makes them
+        gradients = {"q": inputs.q.new_empty(inputs.q.shape), **gradients}
+    if "k" in gradients or "v" in gradients:  # one kernel: what is not wanted is made all the same
+        made = {"k": inputs.k.new_empty(inputs.k.shape), "v": inputs.v.new_empty(inputs.v.shape)}
+        gradients = {**made, **gradients}
+    operands = (
+        *inputs,
+        *results,
+        *(None, None),  # the shares of a decode
+        *grad_results,
+        sums[0],
+        *(gradients.get(name) for name in ("q", "k", "v", "bias")),
+        sums[1],
+    )
+    addresses = 0
+    for name in ("q", "k", "v"):
+        addresses |= getattr(inputs, name).data_ptr()
+        addresses |= gradients[name].data_ptr() if name in gradients else 0
+    q, k, v, bias = inputs[:4]
+    geometry = Geometry(
+        q.stride(),
+        k.stride(),
+        v.stride(),
+        None if bias is None else bias.stride(),
+        q.shape[-3],
+        grad_results[0].stride(),
+    )
+    addresses = (addresses | grad_results[0].data_ptr()) % WIDEST_LOAD
+    extras = grad_results[1] is not None, sums[1] is not None
+    wanted = tuple(name for name in ("q", "k", "bias") if name in gradients)
+    for launch in _launches(problem, geometry, addresses, extras, wanted, runtime):
+        launch.run(operands)
+
+
+@lru_cache(maxsize=4096)
+def _launches(
+    problem: AttentionProblem,
+    geometry: Geometry,
+    addresses: int,
+    extras: tuple[bool, bool],
+    wanted: tuple[str, ...],
+    runtime: Runtime,
+) -> tuple[Launch, ...]:
+    """Delta, which the others need, then a launch for each of q, k (with v) and bias in wanted.
+
+    ``extras``: whether lse has a gradient, and whether the slopes want one.
+    """
+    # Queries, keys and values take each other's part: what one can be loaded by, all are.
+    every = Addresses(addresses, addresses, addresses)
+    loads = Loads(*[min(loads_of(problem, geometry, every))] * 3)
+    scalars = pack_backward_integers(problem, geometry), pack_scalars(problem)
+    sequences = problem.batch if problem.layout == "dense" else 1
+    rows = -(-geometry.rows_q // _DELTA_SIMDGROUPS)
+    delta = variant_of(problem, "attention_backward_delta", None, loads)
+    delta = delta._replace(has_grad_lse=extras[0])
+    launches = [
+        Launch.of(
+            runtime, delta, scalars, (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS
+        )
+    ]
+    for name in wanted:
+        variant = backward_variant(problem, name, loads, runtime.gpu.family)
+        variant = variant._replace(has_slope_gradient=name == "q" and extras[1])
+        groups = _groups(problem, name, variant)
+        assert variant.tile is not None
+        launches.append(Launch.of(runtime, variant, scalars, groups, variant.tile.threads))
+    return tuple(launches)
+
+
+def backward_variant(
+    problem: AttentionProblem, name: str, loads: Loads, family: int
+) -> KernelVariant:
+    """The kernel for the gradient of "q", of "k" and v together, or of "bias"."""
+    sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
+    tile = tile_of("grad kv" if name == "k" else "grad q", family, *sizes)
+    kernel = "attention_backward_" + {"q": "q", "k": "kv", "bias": "bias"}[name]
+    return variant_of(problem, kernel, tile, loads)
+
+
+def _groups(problem: AttentionProblem, name: str, variant: KernelVariant) -> tuple[int, int, int]:
+    """Threadgroups: one a block of owned rows, or a tile of the gradient of bias."""
+    assert variant.tile is not None
+    owned, streamed = variant.tile.owned, variant.tile.streamed
+    if name == "q":
+        return -(-problem.seqlen_q // owned), problem.heads_q, problem.batch
+    if name == "k":
+        return -(-problem.seqlen_k // owned), problem.heads_k, problem.batch
+    assert problem.bias is not None
+    one_batch, one_head, one_row = problem.bias
+    blocks = 1 if one_row else -(-problem.seqlen_q // owned)
+    heads = (1 if one_batch else problem.batch) * (1 if one_head else problem.heads_q)
+    return -(-problem.seqlen_k // streamed), blocks, heads
+
+
+def _slope_gradient(
+    problem: AttentionProblem, inputs: AttentionInputs, distances: Tensor
+) -> Tensor:
+    """Minus the sum over rows, for each head, or for each sequence and head."""
+    if distances.ndim == 3:
+        return -distances.sum(-1 if problem.alibi == "batch_head" else (0, 2))
+    if problem.alibi == "head":
+        return -distances.sum(-1)
+    assert inputs.cu_seqlens_q is not None
+    rows = torch.arange(distances.shape[1], device=distances.device)
+    starts = inputs.cu_seqlens_q[:, None]
+    inside = (rows >= starts[:-1]) & (rows < starts[1:])  # a product, for index_add_ is atomic
+    return -(inside.float() @ distances.T)
+
+
+def _sink_gradient(inputs: AttentionInputs, lse: Tensor, delta: Tensor) -> Tensor:
+    """A sink takes exp(sink - lse) of each row and gives no value: a sum of as many floats."""
+    assert inputs.sinks is not None
+    sinks = inputs.sinks.float()[:, None]
+    # A row that sees nothing at all, not even a finite sink, has lse -inf.
+    weight = torch.where(lse > float("-inf"), torch.exp(sinks - lse), 0.0)
+    rows = -(weight * delta)
+    return rows.sum(-1) if rows.ndim == 2 else rows.sum((0, 2))

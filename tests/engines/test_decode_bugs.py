@@ -1,0 +1,127 @@
+"""Bugs that others' decode over a cache has had, each by name, on the portable engine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import flashmetal
+from flashmetal.engines import panels, portable
+from flashmetal.problem import AttentionInputs, AttentionProblem, Request
+from flashmetal.testing import assert_matches_reference, make_inputs
+
+
+def test_paged_decode_equals_attention_over_the_gathered_cache() -> None:
+    """The case, and the largest error allowed, of the paged-attention pull request."""
+    problem, inputs = make_inputs(
+        batch=4, seqlen_q=1, seqlen_k=50, heads_q=16, head_dim=128, page_size=16
+    )
+    assert inputs.block_table is not None
+    o, _ = portable.forward(problem, inputs)
+    k, v = (x[inputs.block_table].flatten(1, 2)[:, :50].double() for x in (inputs.k, inputs.v))
+    exact = flashmetal.flash_attn_func(inputs.q.double(), k, v, impl="reference")
+    assert float((o - exact).abs().max()) <= 1.7e-6
+
+
+@pytest.mark.parametrize("page_stride", [1 << 30, (1 << 31) + 8], ids=["pages", "rows"])
+def test_offsets_past_32_bits(page_stride: int) -> None:
+    """Strides in 32 bits read another page. The memory between the pages is never touched."""
+    pages, size, heads, dim = 3, 8, 2, 32
+    rows = size * heads * dim
+    # torch.empty may fill what it allocates, and so touch gigabytes.
+    memory = torch.UntypedStorage(2 * (page_stride * (pages - 1) + rows))
+    strides = page_stride, heads * dim, dim, 1
+    cache = torch.empty(0, dtype=torch.bfloat16).set_(memory, 0, (pages, size, heads, dim), strides)
+    cache.copy_(torch.randn(cache.shape, generator=torch.Generator().manual_seed(0)))
+    q = torch.randn(1, 1, 4, dim, dtype=torch.bfloat16)
+    table, used = (torch.tensor(x, dtype=torch.int32) for x in ([[2, 0, 1]], [21]))
+    inputs = AttentionInputs(q, cache, cache, seqused_k=used, block_table=table)
+    problem = AttentionProblem.of(inputs, Request("test"))
+    assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
+    new = torch.ones(1, 1, heads, dim, dtype=torch.bfloat16)
+    flashmetal.flash_attn_with_kvcache(
+        q, cache, cache, new, new, cache_seqlens=used, block_table=table
+    )
+    assert torch.equal(cache[1, 5], new[0, 0])
+
+
+@pytest.mark.parametrize("length", [1, 1023, 1024, 1025])
+def test_keys_past_the_end_are_never_read(length: int) -> None:
+    """Two-pass decode read out of bounds from 1024 keys on."""
+    problem, inputs = make_inputs(
+        seqlen_q=1, seqlen_k=1040, seqused_k=(length,), heads_q=8, heads_k=2, page_size=16
+    )
+    assert bool(inputs.k.isnan().any())
+    assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
+
+
+def test_two_decodes_give_equal_bits() -> None:
+    problem, inputs = make_inputs(
+        batch=3, seqlen_q=1, seqlen_k=5000, heads_q=8, heads_k=2, page_size=64
+    )
+    first, second = portable.forward(problem, inputs), portable.forward(problem, inputs)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+class ReadElements(TorchDispatchMode):
+    """Elements of the right operands of products: keys and values as they are read."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten.bmm.default, torch.ops.aten.bmm.out):
+            self.count += args[1].numel()
+        if func is torch.ops.aten.baddbmm_.default:
+            self.count += args[2].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_query_heads_of_a_group_share_one_read(groups: int) -> None:
+    length, dim = 600, 64
+    problem, inputs = make_inputs(
+        seqlen_q=1, seqlen_k=length, heads_q=2 * groups, heads_k=2, head_dim=dim, page_size=8
+    )
+    with ReadElements() as mode:
+        portable.forward(problem, inputs)
+    assert mode.count == 2 * length * 2 * dim
+
+
+class LargestResult(TorchDispatchMode):
+    """Elements of the largest tensor that is no view."""
+
+    largest = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and not func.is_view:
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["neighbours", "scattered"])
+def test_the_cache_is_never_gathered_whole(shuffled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbouring pages are read where they lie, scattered ones a panel at a time."""
+    small = panels.Tiling(block_q=16, scores=1, least_keys=64)
+    monkeypatch.setattr(panels, "tiling", lambda problem: small)
+    pages, size, heads, dim = 128, 16, 2, 32
+    cache = torch.randn(pages, size, heads, dim)
+    order = torch.randperm(pages) if shuffled else torch.arange(pages)
+    inputs = AttentionInputs(torch.randn(1, 1, 4, dim), cache, cache)
+    inputs = inputs._replace(block_table=order[None].to(torch.int32))
+    problem = AttentionProblem.of(inputs, Request("test"))
+    with LargestResult() as mode:
+        portable.forward(problem, inputs)
+    panel = (64 + size) * heads * dim
+    assert mode.largest <= (panel if shuffled else max(64 * 4, 4 * dim))
+    assert math.prod(cache.shape) > 20 * panel

@@ -1,0 +1,136 @@
+"""The gradients of the portable and stock engines against the float64 oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from flashmetal.engines import panels, portable, stock
+from flashmetal.testing import (
+    assert_gradients_match_reference,
+    differentiable,
+    make_inputs,
+    make_output_gradients,
+)
+
+from ..features import DTYPES, FULL_OR_CAUSAL, SHAPE, TRAINING
+from .test_features import calls
+
+ENGINES: dict[str, Any] = {"portable": portable, "stock": stock}
+
+
+@pytest.fixture(params=["one tile", "many tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "many tiles":
+        tiling = panels.Tiling(block_q=16, scores=1, least_keys=24)
+        monkeypatch.setattr(panels, "tiling", lambda problem: tiling)
+
+
+def check(engine: Any, call: dict[str, Any], through_lse: bool = True) -> None:
+    problem, inputs = make_inputs(**call)
+    o, lse = engine.forward(problem, inputs)
+    grad_o, grad_lse = make_output_gradients(o, lse, through_lse=through_lse)
+    wanted = differentiable(inputs)
+    found = engine.backward(problem, inputs, o, lse, grad_o, grad_lse, wanted)
+    assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("feature", TRAINING)
+def test_portable(feature: str, dtype: torch.dtype) -> None:
+    check(portable, {**SHAPE, **TRAINING[feature], "dtype": dtype})
+
+
+@pytest.mark.parametrize("through_lse", [False, True], ids=["o", "o and lse"])
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("feature", FULL_OR_CAUSAL)
+def test_stock(feature: str, dtype: torch.dtype, through_lse: bool) -> None:
+    check(stock, {**SHAPE, **FULL_OR_CAUSAL[feature], "dtype": dtype}, through_lse)
+
+
+@pytest.mark.usefixtures("tiles")
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(call=calls())
+def test_portable_serves_any_call(call: dict[str, Any]) -> None:
+    problem, _ = make_inputs(**call)
+    if portable.refuse_backward(problem) is None:
+        check(portable, call)
+
+
+@pytest.mark.parametrize("feature", ["plain", "causal", "varlen", "softcap", "sinks"])
+def test_two_runs_give_equal_bits(feature: str) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **TRAINING[feature]})
+    for engine in ENGINES.values():
+        if engine.refuse(problem) is None:
+            o, lse = engine.forward(problem, inputs)
+            call = problem, inputs, o, lse, torch.ones_like(o), None, differentiable(inputs)
+            for first, second in zip(engine.backward(*call), engine.backward(*call), strict=True):
+                assert (first is None and second is None) or torch.equal(first, second)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_and_keys_that_see_nothing_have_zero_gradients(engine: str) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, "seqlen_q": 50, "seqlen_k": 20}, window_right=0)
+    o, lse = ENGINES[engine].forward(problem, inputs)
+    call = problem, inputs, o, lse, torch.ones_like(o), torch.ones_like(lse), ("q", "k", "v")
+    found = ENGINES[engine].backward(*call)
+    assert torch.all(found.q[:, :30] == 0)
+    assert torch.all(found.q[:, 30:] != 0)
+    for seqlen_q, seqlen_k in ((0, 20), (20, 0)):
+        problem, inputs = make_inputs(**{**SHAPE, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k})
+        o, lse = ENGINES[engine].forward(problem, inputs)
+        call = problem, inputs, o, lse, torch.ones_like(o), torch.ones_like(lse), ("q", "k", "v")
+        assert all(torch.all(x == 0) for x in ENGINES[engine].backward(*call)[:3])
+
+
+def test_a_bias_that_hides_rows_gives_zero_gradients() -> None:
+    problem, inputs = make_inputs(**SHAPE, bias=True, softcap=2.0)
+    inputs.bias[:, :, 3:9] = -torch.inf
+    inputs.bias[:, :, 12, ::2] = -torch.inf
+    o, lse = portable.forward(problem, inputs)
+    grad_o, grad_lse = make_output_gradients(o, lse)
+    call = problem, inputs, o, lse, grad_o, grad_lse, differentiable(inputs)
+    found = portable.backward(*call)
+    assert torch.all(found.q[:, 3:9] == 0)
+    assert torch.all(found.bias[:, :, 3:9] == 0)
+    assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
+
+
+@pytest.mark.parametrize("feature", ["causal", "everything", "everything, packed", "dropout"])
+def test_gradients_equal_differences(feature: str) -> None:
+    """gradcheck in float64 through the engine itself; the oracle has no part in it."""
+    small = {"seqlen_q": 4, "seqlen_k": 6, "heads_q": 2, "heads_k": 1, "head_dim": 3}
+    call = {**small, **TRAINING[feature], "batch": 2, "dtype": torch.float64}
+    if "lengths_q" in call:
+        call |= {"lengths_q": (2, 0, 3), "lengths_k": (3, 2, 5)}
+    if "seqused_k" in call:
+        call |= {"seqused_k": (6, 3)}
+    problem, inputs = make_inputs(**call)
+    names = differentiable(inputs)
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: torch.Tensor) -> Any:
+            changed = inputs._replace(**dict(zip(names, given, strict=True)))
+            o, lse = (x.double() for x in portable.forward(problem, changed))
+            portable.forward_into(problem, changed, o, lse)
+            ctx.saved = changed, o, lse
+            return o, lse.nan_to_num(neginf=0.0)
+
+        @staticmethod
+        def backward(ctx: Any, grad_o: Any, grad_lse: Any) -> Any:
+            found = portable.backward(problem, *ctx.saved, grad_o, grad_lse, names)
+            return tuple(getattr(found, name) for name in names)
+
+    given = [getattr(inputs, name).double().nan_to_num().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(Attention.apply, given)

@@ -1,0 +1,131 @@
+"""The Metal append kernel writes the definition's codes, scales and rotated queries to the bit."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashmetal.cache_append import AppendInputs, AppendRequest, CacheAppend
+from flashmetal.cache_formats import quantise
+from flashmetal.engines import append as portable
+from flashmetal.engines.metal import metal_runtime
+from flashmetal.engines.metal.append import append
+
+from .simulated import bits, runtime
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HEADS_K, BATCH, LENGTHS = 2, 3, (0, 5, 11)
+CASES: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "pages": {"page_size": 8},
+    "int8": {"k_format": "int8", "v_format": "int8"},
+    "fp8 in pages": {"k_format": "fp8", "v_format": "fp8", "page_size": 4},
+    "int4": {"k_format": "int4", "v_format": "int4"},
+    "int8 keys, int4 values, pages": {"k_format": "int8", "v_format": "int4", "page_size": 16},
+    "interleaved": {"rotary_dim": 64},
+    "halves": {"rotary_dim": 64, "interleaved": False},
+    "part of a row": {"rotary_dim": 24, "interleaved": False, "page_size": 8},
+    "queries at one position": {"rotary_dim": 32, "rotate_rows": False},
+    "packed": {"packed": True, "rotary_dim": 64, "page_size": 8, "k_format": "int8"},
+    "odd dimensions": {"head_dim": 33, "head_dim_v": 7, "rotary_dim": 6},
+    "strided": {"strided": True, "rotary_dim": 64},
+}
+
+
+def make_append(
+    dtype: torch.dtype,
+    page_size: int = 0,
+    k_format: str = "dense",
+    v_format: str = "dense",
+    rotary_dim: int = 0,
+    interleaved: bool = True,
+    rotate_rows: bool = True,
+    packed: bool = False,
+    head_dim: int = 64,
+    head_dim_v: int = 64,
+    strided: bool = False,
+) -> tuple[CacheAppend, AppendInputs]:
+    """Three sequences of 0, 5 and 11 keys that get four more each, or 1, 0 and 3 packed ones."""
+    rows = (4,) if packed else (BATCH, 4)
+
+    def rand(*shape: int) -> Tensor:
+        if strided:
+            return torch.randn(*shape[:-1], 2 * shape[-1] + 3, dtype=dtype)[..., 1 : shape[-1] + 1]
+        return torch.randn(shape, dtype=dtype)
+
+    stored = (BATCH, 16) if page_size == 0 else (BATCH * 16 // page_size + 1, page_size)
+    caches, scales = [], []
+    for cache_format, dim in ((k_format, head_dim), (v_format, head_dim_v)):
+        codes, scale = quantise(torch.randn(*stored, HEADS_K, dim, dtype=dtype), cache_format)
+        caches.append(codes)
+        scales.append(scale)
+    table = None
+    if page_size:
+        pages = torch.randperm(stored[0])[: BATCH * 16 // page_size]
+        table = pages.view(BATCH, -1).to(torch.int32)
+    starts = torch.tensor([0, 1, 1, 4], dtype=torch.int32) if packed else None
+    angles = torch.randn(20, rotary_dim // 2) if rotary_dim else None
+    inputs = AppendInputs(
+        rand(*rows, 4, head_dim),
+        rand(*rows, HEADS_K, head_dim),
+        rand(*rows, HEADS_K, head_dim_v),
+        *caches,
+        torch.tensor(LENGTHS, dtype=torch.int32),
+        table,
+        None if angles is None else angles.cos().to(dtype),
+        None if angles is None else angles.sin().to(dtype),
+        *scales,
+        None,
+        starts,
+        starts,
+    )
+    request = AppendRequest("test", interleaved=interleaved, rotate_rows=rotate_rows)
+    return CacheAppend.of(inputs, request), inputs
+
+
+def copied(inputs: AppendInputs) -> AppendInputs:
+    names = ("k_cache", "v_cache", "k_scale", "v_scale")
+    given = {name: getattr(inputs, name) for name in names}
+    return inputs._replace(**{name: x.clone() for name, x in given.items() if x is not None})
+
+
+def written(inputs: AppendInputs, q: Tensor | None) -> list[Tensor]:
+    results = (inputs.k_cache, inputs.v_cache, inputs.k_scale, inputs.v_scale, q)
+    return [x for x in results if x is not None]
+
+
+def check(case: str, dtype: torch.dtype) -> None:
+    problem, expected = make_append(dtype, **CASES[case])
+    found = copied(expected)
+    q = portable.append(problem, expected)
+    with metal_runtime(runtime(check=True)):
+        q_found = append(problem, found)
+    for x, y in zip(written(found, q_found), written(expected, q), strict=True):
+        assert all(map(torch.equal, bits(x), bits(y)))
+
+
+@pytest.mark.parametrize(("case", "dtype"), list(zip(CASES, cycle(DTYPES), strict=False)), ids=str)
+def test_bits_of_the_definition(case: str, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_bits_of_the_definition_in_every_dtype(case: str, dtype: torch.dtype) -> None:
+    check(case, dtype)
+
+
+def test_zeros_have_scale_zero() -> None:
+    problem, inputs = make_append(torch.float16, k_format="int4", v_format="fp8")
+    inputs.k_new.zero_()
+    inputs.v_new.zero_()
+    with metal_runtime(runtime(check=True)):
+        append(problem, inputs)
+    assert torch.all(inputs.k_scale[0, :4] == 0)
+    assert torch.all(inputs.k_cache[0, :4] == 0x88)
+    assert torch.all(inputs.v_cache[0, :4].float() == 0)

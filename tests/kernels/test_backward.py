@@ -1,0 +1,80 @@
+"""The Metal backward kernels, in the simulator, against the float64 oracle."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flashmetal.engines import metal
+from flashmetal.engines.metal import metal_runtime
+from flashmetal.testing import (
+    assert_gradients_match_reference,
+    differentiable,
+    make_inputs,
+    make_output_gradients,
+)
+
+from ..features import SHAPE, TRAINING
+from .simulated import TILE_GPUS, bits, runtime
+from .test_forward import UNHURRIED, problems
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check(call: dict[str, Any], gpu: str = "M1", through_lse: bool = True) -> None:
+    problem, inputs = make_inputs(**call)
+    with metal_runtime(runtime(gpu)):
+        o, lse = metal.forward(problem, inputs)
+        grad_o, grad_lse = make_output_gradients(o, lse, through_lse=through_lse)
+        wanted = differentiable(inputs)
+        found = metal.backward(problem, inputs, o, lse, grad_o, grad_lse, wanted)
+    assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
+
+
+@pytest.mark.parametrize(
+    ("feature", "dtype"), list(zip(TRAINING, cycle(DTYPES), strict=False)), ids=str
+)
+def test_feature(feature: str, dtype: torch.dtype) -> None:
+    check({**SHAPE, **TRAINING[feature], "dtype": dtype})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("feature", TRAINING)
+def test_feature_in_every_dtype(feature: str, dtype: torch.dtype) -> None:
+    check({**SHAPE, **TRAINING[feature], "dtype": dtype})
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "gpu"),
+    list(zip([1, 20, 64, 72, 128, 192, 256], cycle(TILE_GPUS), strict=False)),
+    ids=str,
+)
+def test_head_dim(head_dim: int, gpu: str) -> None:
+    dtype = DTYPES[head_dim % 3]
+    check({**SHAPE, "head_dim": head_dim, "window_right": 0, "dtype": dtype}, gpu, False)
+
+
+@pytest.mark.parametrize("dims", [(192, 128), (24, 72), (33, 1)], ids=str)
+def test_unequal_head_dims(dims: tuple[int, int]) -> None:
+    check({**SHAPE, "head_dim": dims[0], "head_dim_v": dims[1], "dropout_p": 0.2})
+
+
+@given(problems(), st.sampled_from(TILE_GPUS), st.booleans())
+@settings(UNHURRIED, max_examples=12)
+def test_any_combination(fields: dict[str, object], gpu: str, through_lse: bool) -> None:
+    check(dict(fields), gpu, through_lse)
+
+
+def test_two_runs_give_equal_bits() -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **TRAINING["everything, packed"]})
+    with metal_runtime(runtime()):
+        o, lse = metal.forward(problem, inputs)
+        call = problem, inputs, o, lse, torch.ones_like(o), None, differentiable(inputs)
+        first, second = ([x for x in metal.backward(*call) if x is not None] for _ in range(2))
+    assert all(map(torch.equal, bits(*first), bits(*second)))
