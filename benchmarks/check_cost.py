@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import metalsim
 import torch
 from report import machine
 from rich.console import Console
 
+import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.testing import make_inputs

@@ -87,7 +87,9 @@ class Fresh:
 
     def __init__(self, memory: object) -> None:
         if not (is_tensor(memory) or is_array(memory)):
-            raise ArgumentError(f"Fresh: expected a tensor or an array, not {type(memory).__name__}")
+            raise ArgumentError(
+                f"Fresh: expected a tensor or an array, not {type(memory).__name__}"
+            )
         self.memory = memory
         self._bits = (ctypes.c_uint8 * 0)()
 
