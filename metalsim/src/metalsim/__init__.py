@@ -3,6 +3,7 @@ torch.mps.compile_shader."""
 
 from __future__ import annotations
 
+from .arguments import Fresh
 from .errors import (
     ArgumentError,
     BoundsError,
@@ -26,6 +27,7 @@ __all__ = [
     "CompilerNotFoundError",
     "DivergenceError",
     "Finding",
+    "Fresh",
     "Kernel",
     "KernelNotFoundError",
     "KernelReportedError",

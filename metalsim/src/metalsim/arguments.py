@@ -76,8 +76,34 @@ def _is_scalar(value: object) -> TypeGuard[Scalar]:
     return numpy is not None and isinstance(value, numpy.generic)
 
 
+class Fresh:
+    """A tensor or array that holds nothing yet, as an argument of a kernel: a launch of a checking
+    build reports reads of bytes that no launch wrote to.
+
+    What is written is remembered with this object: pass it to the launches of a sequence, one after
+    another. The memory itself is left as it is. Writes through another argument that shares the
+    memory do not count.
+    """
+
+    def __init__(self, memory: object) -> None:
+        if not (is_tensor(memory) or is_array(memory)):
+            raise ArgumentError(
+                f"Fresh: expected a tensor or an array, not {type(memory).__name__}"
+            )
+        self.memory = memory
+        self._bits = (ctypes.c_uint8 * 0)()
+
+    def bits(self, size: int) -> int:
+        """The address of one bit for each of `size` bytes."""
+        if not len(self._bits):
+            self._bits = (ctypes.c_uint8 * (size // 8 + 1))()
+        return ctypes.addressof(self._bits)
+
+
 def element_count(value: object) -> int | None:
     """The elements of a tensor or array, None for anything else."""
+    if isinstance(value, Fresh):
+        value = value.memory
     if is_tensor(value):
         return value.numel()
     return value.size if is_array(value) else None
@@ -128,6 +154,9 @@ def _read_casts(kernel: str, casts: object) -> tuple[str, dict[int, str]]:
 
 def _memory(where: str, value: object, may_write: bool) -> Buffer | None:
     """The memory of a tensor or array, None for anything else."""
+    if isinstance(value, Fresh):
+        buffer = _memory(where, value.memory, may_write)
+        return buffer and buffer._replace(initialized=value.bits(buffer.size))
     if is_tensor(value):
         return _tensor(where, value)
     return _array(where, value, may_write) if is_array(value) else None

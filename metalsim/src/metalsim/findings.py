@@ -142,15 +142,16 @@ def _uninitialized(finding: Finding) -> str:
 
 def _alignment(finding: Finding) -> str:
     return (
-        f"misaligned: {_what(finding)} at byte {finding.offset} of {finding.memory} needs an "
-        f"address that is a multiple of {finding.alignment}, by {_who(finding)}; use a packed type "
-        "or an aligned offset"
+        f"misaligned: byte {finding.offset} of {finding.memory} is not at a multiple of "
+        f"{finding.alignment}, as its type in this line demands, in {_who(finding)}; use a packed "
+        "type or an aligned offset (the thread was ended here)"
     )
 
 
 def merge(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Findings in the order of their first occurrence, those of the same kind, lines and variable
-    as one: a race is the same whichever side comes first."""
+    as one: a race is the same whichever side comes first, and explains why a read of it came before
+    any write."""
     merged = dict[tuple[object, ...], Finding]()
     for finding in findings:
         sides = {(finding.access, finding.file, finding.line)}
@@ -159,7 +160,18 @@ def merge(findings: Iterable[Finding]) -> tuple[Finding, ...]:
         key = (finding.kind, finding.space, finding.variable, frozenset(sides))
         first = merged.get(key)
         merged[key] = first._replace(count=first.count + finding.count) if first else finding
-    return tuple(merged.values())
+    raced = {
+        (finding.space, finding.variable, side.file, side.line)
+        for finding in merged.values()
+        if finding.other is not None
+        for side in (finding, finding.other)
+    }
+    return tuple(
+        finding
+        for finding in merged.values()
+        if finding.kind != "uninitialized"
+        or (finding.space, finding.variable, finding.file, finding.line) not in raced
+    )
 
 
 _collected: ContextVar[list[Finding] | None] = ContextVar("metalsim_findings", default=None)

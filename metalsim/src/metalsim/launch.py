@@ -24,12 +24,13 @@ _NO_ITEM = 0xFFFFFFFF
 
 class Buffer(NamedTuple):
     """Memory for one buffer slot; `owner` keeps it alive during the launch. `items` is what the
-    addresses in it lead to."""
+    addresses in it lead to; `initialized` the address of a bit a byte, 0: all is."""
 
     address: int
     size: int
     owner: object
     items: Sequence[Buffer] = ()
+    initialized: int = 0
 
 
 class Request(NamedTuple):
@@ -148,6 +149,7 @@ class LoadedLibrary:
         for index, buffer in request.buffers.items():
             launch.buffers[index] = buffer.address
             launch.buffer_bytes[index] = buffer.size
+            launch.initialized[index] = buffer.initialized or None
         launch.checks = request.checks
         found = (_Finding * (_FINDINGS if request.checks else 0))()
         launch.findings, launch.finding_capacity = ctypes.addressof(found), len(found)

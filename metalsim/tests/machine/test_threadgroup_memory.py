@@ -80,7 +80,7 @@ def test_more_is_an_error_that_names_the_variables(library: metalsim.ShaderLibra
 def test_each_threadgroup_starts_with_nan(library: metalsim.ShaderLibrary, workers: int):
     real, low, brain = torch.zeros(6), torch.zeros(6).half(), torch.zeros(6).bfloat16()
     integers = torch.zeros(6, dtype=torch.int32)
-    with metalsim.schedule(workers=workers):
+    with metalsim.schedule(workers=workers), metalsim.collect_findings():
         library.uninitialised(real, low, brain, integers, threads=6, group_size=1)
     assert real.isnan().all()
     assert low.isnan().all()

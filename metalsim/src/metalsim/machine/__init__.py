@@ -46,6 +46,8 @@ _CLANG_INSTRUMENTATION = (
     *("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
 )
+# The machine answers the calls of this one too.
+_ALIGNMENT = ("-fsanitize=alignment", "-fsanitize-recover=alignment")
 # What the package `lines` reads: lines and inlined calls, and every call where it stands.
 _LINES = (
     *("-gdwarf-4", "-gstrict-dwarf", "-g1", "-fno-optimize-sibling-calls"),
@@ -85,7 +87,8 @@ def kernel_flags(family: str, mode: str) -> list[str]:
     if family != "gcc":
         flags += _HALF_ROUNDING
     if mode == "check":
-        return [*flags, "-O1", *_LINES, "-DMETALSIM_CHECK", *_INSTRUMENTATION[family]]
+        instrumentation = (*_INSTRUMENTATION[family], *_ALIGNMENT)
+        return [*flags, "-O1", *_LINES, "-DMETALSIM_CHECK", *instrumentation]
     return [*flags, "-O3", "-g0"]
 
 

@@ -12,6 +12,7 @@ constexpr Listener listeners[] = {
     counting_listener,
     profile_listener,
     races_listener,
+    uninitialized_listener,
 };
 
 template <class Call>

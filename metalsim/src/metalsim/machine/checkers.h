@@ -39,4 +39,16 @@ void close_races();
 inline constexpr Listener races_listener = {METALSIM_RACES, open_races, begin_races, check_races,
                                             order_accesses, nullptr,    close_races};
 
+bool open_uninitialized(Threadgroup& group);
+void begin_uninitialized(Threadgroup& group);
+bool check_uninitialized(Fiber& fiber, const Access& access, const Region& region);
+void close_uninitialized();
+inline constexpr Listener uninitialized_listener = {METALSIM_UNINITIALIZED,
+                                                    open_uninitialized,
+                                                    begin_uninitialized,
+                                                    check_uninitialized,
+                                                    nullptr,
+                                                    nullptr,
+                                                    close_uninitialized};
+
 }  // namespace metalsim

@@ -132,20 +132,20 @@ void list_regions(const Threadgroup& group) {
     if (!(group.entry->buffers >> index & 1) || launch.buffers[index] == nullptr) continue;
     const bool is_constant = group.entry->constant_buffers >> index & 1;
     table->regions[table->count++] = {is_constant ? Space::constant : Space::device,
-                                    index,
-                                    no_item,
-                                    0,
-                                    static_cast<const unsigned char*>(launch.buffers[index]),
-                                    launch.buffer_bytes[index]};
+                                      index,
+                                      no_item,
+                                      0,
+                                      static_cast<const unsigned char*>(launch.buffers[index]),
+                                      launch.buffer_bytes[index]};
   }
   for (uint32_t index = 0; index < launch.extent_count; ++index) {
     const metalsim_extent& extent = launch.extents[index];
     table->regions[table->count++] = {Space::device,
-                                    extent.buffer,
-                                    extent.item,
-                                    0,
-                                    static_cast<const unsigned char*>(extent.base),
-                                    extent.bytes};
+                                      extent.buffer,
+                                      extent.item,
+                                      0,
+                                      static_cast<const unsigned char*>(extent.base),
+                                      extent.bytes};
   }
 }
 

@@ -82,11 +82,19 @@ METALSIM_INLINE constexpr void append(T* elements, int& next, const V& values) {
 
 }  // namespace metalsim
 
+// Where the copy is code, compilers look at the alignment of what it reads, and leave padding out.
+#if defined(METALSIM_CHECK)
+#define METALSIM_VECTOR_COPY \
+  METALSIM_INLINE constexpr vec(const vec& other) : elements{} { *this = other; }
+#else
+#define METALSIM_VECTOR_COPY METALSIM_INLINE constexpr vec(const vec&) = default;
+#endif
+
 // The members that all lengths share. A copy is one access to memory, as on a GPU. A conversion to
 // another element type must be written out, as in Metal.
 #define METALSIM_VECTOR_MEMBERS(N)                                                                \
   vec() = default;                                                                                \
-  METALSIM_INLINE constexpr vec(const vec&) = default;                                            \
+  METALSIM_VECTOR_COPY                                                                            \
   METALSIM_INLINE constexpr vec& operator=(const vec& other) {                                    \
     if (!__builtin_is_constant_evaluated())                                                       \
       __builtin_memcpy(elements, other.elements, N * sizeof(T));                                  \
