@@ -1,4 +1,4 @@
-"""Each rule of the caches and of the gradients, broken in a kernel's source, turns the suite red."""
+"""Each rule of caches and of gradients, broken in a kernel's source, turns the suite red."""
 
 from __future__ import annotations
 
