@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -47,15 +48,11 @@ def simulated_forward(
         return metal.forward(problem, inputs, o, kernel=kernel)
 
 
-def counted_forward(
-    problem: AttentionProblem,
-    inputs: AttentionInputs,
-    *,
-    gpu: str = "M1",
-    kernel: str = "tile",
-) -> dict[str, int]:
-    """The simulator's counters of one call, all its launches together."""
+@contextmanager
+def counted(gpu: str = "M1") -> Generator[Counter[str]]:
+    """A simulated runtime for the block, and the counters of all its launches after it."""
     launched: list[metalsim.Kernel] = []
+    total: Counter[str] = Counter()
 
     class Counted:
         def __init__(self, library: metalsim.ShaderLibrary) -> None:
@@ -65,14 +62,26 @@ def counted_forward(
             launched.append(getattr(self._library, name))
             return launched[-1]
 
-    simulated_forward(
-        problem,
-        inputs,
-        gpu=gpu,
-        kernel=kernel,
-        compile_shader=lambda source: Counted(metalsim.compile_shader(source, check=True)),
-    )
-    return dict(sum((Counter(kernel.counters) for kernel in launched), Counter()))
+    def compile_shader(source: str) -> Counted:
+        return Counted(metalsim.compile_shader(source, check=()))
+
+    with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(gpu))):
+        yield total
+    for kernel in launched:
+        total.update(kernel.counters)
+
+
+def counted_forward(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    *,
+    gpu: str = "M1",
+    kernel: str = "tile",
+) -> Counter[str]:
+    """The simulator's counters of one call, all its launches together."""
+    with counted(gpu) as counters:
+        metal.forward(problem, inputs, kernel=kernel)
+    return counters
 
 
 def bits(*tensors: Tensor) -> list[Tensor]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flashmetal.engines import metal
 from flashmetal.testing import make_inputs
 from flashmetal.tiles import tile_of
 
-from .simulated import TILE_GPUS, counted_forward
+from .simulated import TILE_GPUS, counted, counted_forward, simulated_forward
 
 # One shape for all bounds: B1 H2 S256 D64 fp16, full attention.
 SHAPE = {"seqlen_q": 256, "seqlen_k": 256, "heads_q": 2, "heads_k": 2, "head_dim": 64}
@@ -63,3 +64,29 @@ def test_a_window_of_128_of_16384_costs_under_two_percent_of_full_attention() ->
     counters = counted_forward(problem, inputs)
     full = minimum_multiplies(16_384, 16_384, 64, 1)
     assert counters["matrix_multiplies"] < 0.02 * full
+
+
+@pytest.mark.parametrize("band", [{}, {"window_right": 0}, {"window_left": 32, "window_right": 0}])
+@pytest.mark.parametrize("gpu", TILE_GPUS)
+def test_backward_makes_seven_products_of_the_visible_tiles(gpu: str, band: dict[str, int]) -> None:
+    problem, inputs = make_inputs(**SHAPE, **band, dtype=torch.float16)
+    o, lse = simulated_forward(problem, inputs, gpu=gpu)
+    with counted(gpu) as counters:
+        metal.backward(problem, inputs, o, lse, o, None, ("q", "k", "v"))
+    least = 0
+    for kernel, products in (("grad q", 3), ("grad kv", 4)):
+        tile = tile_of(kernel, 7 if gpu == "M1" else 9, 2, 64, 64)
+        for owned in range(0, 256, tile.rows):
+            for streamed in range(0, 256, tile.streamed):
+                rows, keys = (owned, tile.rows), (streamed, tile.streamed)
+                if kernel == "grad kv":
+                    rows, keys = keys, rows
+                if is_visible(rows, keys, band):
+                    least += products * (tile.rows // 8) * (tile.streamed // 8) * (64 // 8)
+    assert counters["matrix_multiplies"] == 2 * least
+
+
+def is_visible(rows: tuple[int, int], keys: tuple[int, int], band: dict[str, int]) -> bool:
+    """Whether any pair of the rows and keys, each (first, count), lies in the band."""
+    right, left = band.get("window_right", 1000), band.get("window_left", 1000)
+    return keys[0] <= rows[0] + rows[1] - 1 + right and keys[0] + keys[1] - 1 >= rows[0] - left
