@@ -8,11 +8,7 @@ namespace {
 
 // Bounds come first: the others look at memory that is the kernel's.
 constexpr Listener listeners[] = {
-    bounds_listener,
-    counting_listener,
-    profile_listener,
-    races_listener,
-    uninitialized_listener,
+    bounds_listener, counting_listener, profile_listener, races_listener, uninitialized_listener,
 };
 
 template <class Call>

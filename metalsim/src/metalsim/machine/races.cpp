@@ -4,8 +4,8 @@
 //
 // Time is the number of barriers so far. Each granule of memory remembers its last write and up to
 // two accesses of each other kind, enough to tell whether any earlier one is unordered with a new
-// one. Memory begins with granules of four bytes; an access that cuts one makes all of them smaller,
-// so bytes are told apart wherever a kernel does.
+// one. Memory begins with granules of four bytes; an access that cuts one makes all of them
+// smaller, so bytes are told apart wherever a kernel does.
 #include "checkers.h"
 
 #if defined(METALSIM_CHECK)
