@@ -24,6 +24,8 @@ from flashmetal.reference import attention_reference
 from flashmetal.testing import make_inputs
 from metalsim.buffer_files import read_buffer
 
+from .appends import make_append
+
 CompileShader = Callable[[str], metalsim.ShaderLibrary]
 SHAPE: dict[str, Any] = {"seqlen_q": 50, "seqlen_k": 70, "head_dim": 16, "heads_q": 2, "heads_k": 1}
 
@@ -57,6 +59,16 @@ def decode(fields: dict[str, Any]) -> tuple[Tensor, ...]:
     return metal.forward(problem._replace(num_splits=2), inputs, kernel="decode")
 
 
+def append(fields: dict[str, Any]) -> tuple[Tensor, ...]:
+    del fields
+    torch.manual_seed(1)
+    formats = {"k_format": "int8", "v_format": "int4", "page_size": 8}
+    problem, inputs = make_append(torch.float16, rotary_dim=32, **formats)
+    q = metal.append(problem, inputs)
+    results = (q, inputs.k_cache, inputs.v_cache, inputs.k_scale, inputs.v_scale)
+    return tuple(x for x in results if x is not None)
+
+
 def gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
     problem, inputs = make_inputs(**fields)
     o, lse = attention_reference(problem, inputs)
@@ -85,6 +97,7 @@ LAUNCHES: dict[str, Launch] = {
     "tile, pages": Launch(tile, {**PAGES, "k_format": "int8", "v_format": "int4"}),
     "decode": Launch(decode, {"seqlen_q": 1, "heads_q": 4}),
     "decode, pages": Launch(decode, {**PAGES, "seqlen_q": 3, "k_format": "fp8"}),
+    "append": Launch(append),
     "backward, bias": Launch(gradients, {"bias": True}),
     "backward, bias over batch and rows": Launch(
         gradients, {"batch": 2, "bias": (True, False, True), "dropout_p": 0.2}

@@ -52,8 +52,8 @@ MUTATIONS = (
     ),
     Mutation(
         "no visited block is skipped",
-        "return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left, 0) : 0;",
-        "return HAS_WINDOW_LEFT ? max(first_row + diagonal - window_left + STREAMED, 0) : 0;",
+        "max(first_row + diagonal - window_left, begin)",
+        "max(first_row + diagonal - window_left + STREAMED, begin)",
         {"window_left": 9},
     ),
     Mutation(
@@ -77,7 +77,7 @@ MUTATIONS = (
     Mutation(
         "softcap comes before the mask",
         ": MASKED_LOG2;\n        scores",
-        ": score.softcap_log2 * precise::tanh(MASKED_LOG2);\n        scores",
+        ": rows.score(i).softcap_log2 * precise::tanh(MASKED_LOG2);\n        scores",
         {"softcap": 2.0, "window_right": 0},
     ),
     Mutation(
@@ -119,8 +119,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rows past the end stage zeros",
-        "if (row < valid && column < DIM)\n",
-        "if (column < DIM)\n",
+        "if (row < valid) chunk",
+        "chunk",
         {"seqlen_k": 33, "poison": True},
     ),
     Mutation(

@@ -264,8 +264,7 @@ def test_check_as_json(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     )
     sides = {(side["access"], side["line"]) for side in (finding, finding["other"])}
     assert sides == {("write", 3), ("read", 4)}
-    one_thread = "check race.metal --buffers ones:float32:64 --threads 1 --json"
-    assert run(f"{one_thread} --only races") == 0
+    assert run("check race.metal --buffers ones:float32:64 --threads 1 --only races --json") == 0
     assert json.loads(capsys.readouterr().out)["findings"] == []
 
 
