@@ -213,6 +213,10 @@ METALSIM_API unsigned char* metalsim_tensor_workspace(metalsim::Fiber* fiber);
 METALSIM_API void metalsim_enter_scope(metalsim::Fiber* fiber, uint32_t simdgroups,
                                        const char* name, uint32_t line);
 
+// atomic_thread_fence, with MSL's numbers for memory, order and scope.
+METALSIM_API void metalsim_fence(metalsim::Fiber* fiber, uint32_t flags, uint32_t order,
+                                 uint32_t scope);
+
 METALSIM_API void metalsim_count(uint32_t counter, uint64_t amount);
 
 // In checking builds: an array of the fiber comes to life, or ends as the latest of those alive.

@@ -128,7 +128,7 @@ void metalsim::settle_access() {
     return __atomic_load_n(object, __ATOMIC_SEQ_CST);                                     \
   }                                                                                       \
   METALSIM_API void __tsan_atomic##bits##_store(volatile type* object, type value, int) { \
-    if (is_allowed(object, sizeof(type), AccessKind::atomic, METALSIM_CODE))              \
+    if (is_allowed(object, sizeof(type), AccessKind::atomic_store, METALSIM_CODE))        \
       __atomic_store_n(object, value, __ATOMIC_SEQ_CST);                                  \
   }                                                                                       \
   METALSIM_FETCH(bits, type, exchange, __atomic_exchange_n)                               \
