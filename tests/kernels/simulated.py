@@ -1,4 +1,4 @@
-"""The Metal engine on CPU tensors: the real kernels, run by the simulator."""
+"""The Metal engine on CPU tensors: the real kernels in the simulator, under all its checkers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ TILE_GPUS = ("M1", "M3")  # one chip of each tile table
 
 
 @cache
-def runtime(gpu: str = "M1", check: bool = False) -> Runtime:
+def runtime(gpu: str = "M1") -> Runtime:
     """One simulated runtime a chip, so that variants are loaded once a process."""
+    return Runtime(checked, "cpu", Gpu.named(gpu))
 
-    def compile_shader(source: str) -> metalsim.ShaderLibrary:
-        return metalsim.compile_shader(source, check=check)
 
-    return Runtime(compile_shader, "cpu", Gpu.named(gpu))
+def checked(source: str) -> metalsim.ShaderLibrary:
+    """Kernels whose launches raise what the checkers find."""
+    return metalsim.compile_shader(source, check=True)
 
 
 def simulated_forward(
@@ -36,12 +37,11 @@ def simulated_forward(
     *,
     gpu: str = "M1",
     kernel: str = "tile",
-    check: bool = False,
     compile_shader: Callable[[str], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o, lse) of one call through the real kernel; o starts as NaN."""
     o = inputs.q.new_full((*inputs.q.shape[:-1], problem.head_dim_v), math.nan)
-    chosen = runtime(gpu, check)
+    chosen = runtime(gpu)
     if compile_shader is not None:
         chosen = Runtime(compile_shader, "cpu", Gpu.named(gpu))
     with metal_runtime(chosen):
