@@ -182,18 +182,24 @@ def _serve(
 
 def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
-    q, k, v, bias, *others = inputs
-    if (
-        q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
-        and (inputs.sinks is None or inputs.sinks.dtype == torch.float32)
-        and False not in [x is None or x.is_contiguous() for x in others]
-    ):
+    if _is_laid_out(inputs):
         return inputs
+    q, k, v, bias, *others = inputs
     vectors = [None if x is None else x.contiguous() for x in others]
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     laid_out = AttentionInputs(q, k, v, bias, *vectors)
     sinks = laid_out.sinks
     return laid_out._replace(sinks=None if sinks is None else sinks.float())
+
+
+def _is_laid_out(inputs: AttentionInputs) -> bool:
+    for x in inputs[:3]:
+        if x.stride()[-1] != 1:
+            return False
+    for x in inputs[4:]:
+        if x is not None and not x.is_contiguous():
+            return False
+    return inputs.sinks is None or inputs.sinks.dtype == torch.float32
 
 
 def _attention_backward(*arguments: Any) -> list[Tensor]:
