@@ -8,12 +8,11 @@ copied, a few words replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from .function_constants import FunctionConstants
 from .kernels import check_attribute, parameter_list, read_instantiation, read_signature
-from .program import FunctionConstant, Kernel, Signature
+from .program import Kernel, Signature
 from .syntax import closing, closing_angle, is_attribute, read_attributes, split_attributes
 from .threadgroup_variables import rewrite_threadgroup_variables
 from .tokens import IDENTIFIER, NUMBER, Token, error_at
@@ -55,11 +54,9 @@ class _Scope(NamedTuple):
 class Rewriter:
     """One run over one program's tokens; the results are `output` and `kernels`."""
 
-    def __init__(
-        self, tokens: list[Token], function_constants: Mapping[str | int, FunctionConstant]
-    ) -> None:
+    def __init__(self, tokens: list[Token], constants: FunctionConstants) -> None:
         self._tokens = tokens
-        self._constants = FunctionConstants(function_constants)
+        self._constants = constants
         self._scopes = [_Scope("namespace")]
         self._signatures: dict[str, Signature] = {}
         self._variables = 0
