@@ -17,7 +17,7 @@ from .errors import (
 )
 from .findings import Access, Finding, collect_findings
 from .library import Kernel, ShaderLibrary, compile_shader
-from .lint import LintFinding, lint
+from .linter import LintFinding, lint
 from .schedule import Schedule, schedule
 
 __all__ = [

@@ -16,7 +16,7 @@ from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
 from .findings import collect_findings
 from .grid import read_grid
 from .library import Kernel, compile_shader
-from .lint.command import add_lint, lint_files
+from .linter.command import add_lint, lint_files
 from .profile_report import lines_table, prediction_table, totals_table
 from .quoted_lines import line_of, line_of_file, quote_errors
 from .schedule import schedule

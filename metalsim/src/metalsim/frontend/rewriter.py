@@ -234,12 +234,15 @@ class Rewriter:
             output.append(replacement)
         elif text == "delete":
             if not at or tokens[at - 1].text != "=":
-                raise error_at(token, "'delete' is not supported in Metal")
+                self._refuse_word(token, None)
             output.append(token)
         else:
-            refuse_word(token, tokens[at - 1] if at else None)
+            self._refuse_word(token, tokens[at - 1] if at else None)
             output.append(token)
         return at + 1
+
+    def _refuse_word(self, token: Token, before: Token | None) -> None:
+        refuse_word(token, before)
 
     def _address_space(self, tokens: list[Token], at: int) -> None:
         token = tokens[at]

@@ -9,6 +9,7 @@ from ..frontend.kernels import parameter_list
 from ..frontend.rewriter import Rewriter
 from ..frontend.syntax import ADDRESS_SPACES, closing, closing_angle
 from ..frontend.tokens import IDENTIFIER, Token
+from .words import REFUSED
 
 _NO_METHOD = frozenset({"static", "friend", "using", "typedef", "struct", "class", "enum", "union"})
 _SPECIFIERS = frozenset({"constexpr", "explicit", "inline", "METAL_FUNC"})
@@ -41,6 +42,10 @@ class Recorder(Rewriter):
 
     def _statement(self, statement: list[Token], end: Token) -> None:
         super()._statement(self._noted(statement), end)
+
+    def _refuse_word(self, token: Token, before: Token | None) -> None:
+        if token.text not in REFUSED:  # which check_words finds, every one of them
+            super()._refuse_word(token, before)
 
     def _noted(self, tokens: list[Token]) -> list[Token]:
         kind = self._scopes[-1].kind

@@ -8,6 +8,6 @@ Metal's (`clang`, `recursion`). Without clang the latter are left out.
 from __future__ import annotations
 
 from .findings import RULES, LintFinding
-from .linter import NEEDS_CLANG, VERSIONS, lint
+from .run import NEEDS_CLANG, VERSIONS, lint
 
 __all__ = ["NEEDS_CLANG", "RULES", "VERSIONS", "LintFinding", "lint"]

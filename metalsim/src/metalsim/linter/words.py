@@ -10,7 +10,7 @@ from ..frontend.syntax import closing, is_attribute
 from ..frontend.tokens import IDENTIFIER, NUMBER, Token
 from .findings import LintFinding, finding_at
 
-_REFUSED = {
+REFUSED = {
     "double": "double",
     "goto": "goto",
     "virtual": "virtual",
@@ -19,6 +19,7 @@ _REFUSED = {
     **dict.fromkeys(("throw", "try", "catch"), "exceptions"),
     **dict.fromkeys(("typeid", "dynamic_cast"), "rtti"),
 }
+"""Words that Metal does not have, each with its rule."""
 _LAMBDAS = 320
 _BFLOAT = 310
 _BFLOAT_LITERAL = re.compile(r"(?!0[xX]).*[bB][fF]")
@@ -32,7 +33,8 @@ _VERSIONS = (
 6.15."""
 _RESERVED = re.compile(r"__\w*|_[A-Z]\w*")
 _KNOWN = re.compile(
-    r"__(metal_|METAL|HAVE_|builtin_|has_|is_|remove_)\w*|_Pragma|_Static_assert"
+    r"__(metal_|METAL|HAVE_|builtin_|has_|is_|remove_|tensor_ops_detail)\w*"
+    r"|_Pragma|_Static_assert"
     r"|__(attribute__|restrict|restrict__|cplusplus|asm|asm__|inline__|func__|alignof__)"
 )
 _DEFINE = re.compile(r"\s*#\s*define\s+(\w+)")
@@ -59,7 +61,7 @@ def _check_name(
     token: Token, before: str, following: list[Token], version: int
 ) -> Iterator[LintFinding]:
     text = token.text
-    rule = _REFUSED.get(text)
+    rule = REFUSED.get(text)
     if rule is not None:
         if before not in ("=", "::") or text != "delete":
             yield finding_at(rule, token, f"'{text}' is not supported in Metal")

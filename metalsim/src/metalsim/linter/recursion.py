@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..compiler import Compiler
-from ..frontend import Translation
-from .clang import run_clang
 from .findings import LintFinding
 
 _DEFINE = re.compile(r'^define .*?@("[^"]+"|[\w.$]+)\(.*!dbg !(\d+)')
@@ -16,17 +13,12 @@ _FUNCTION = re.compile(
     r'^!(\d+) = distinct !DISubprogram\(name: "([^"]*)".* file: !(\d+), line: (\d+)'
 )
 _FILE = re.compile(r'^!(\d+) = !DIFile\(filename: "([^"]*)"')
-# Methods without an address space may be called on temporaries here; types were checked before.
-_ANY_THREAD = "#define METALSIM_THREAD\n"
 
 
-def check_recursion(compiler: Compiler, translation: Translation) -> Iterator[LintFinding]:
-    """A finding for each function that calls itself, directly or through others. Functions of
-    templates count where they are used."""
-    code = _ANY_THREAD + translation.code
-    flags = ("-S", "-emit-llvm", "-O0", "-gline-tables-only", "-Xclang", "-femit-all-decls")
-    output, _ = run_clang(compiler, code, *flags, "-o", "-")
-    calls, places = _read(output)
+def check_recursion(code: str) -> Iterator[LintFinding]:
+    """A finding for each function of LLVM's `code` that calls itself, directly or through others.
+    Functions of templates count where they are used."""
+    calls, places = _read(code)
     for name in calls:
         if name in places and _reaches(calls, name):
             shown, source, line = places[name]

@@ -5,6 +5,15 @@
 
 namespace mpp::tensor_ops {
 
+// Not public, but many kernels name operands with it.
+namespace __tensor_ops_detail {
+template <class T>
+using __remove_addrspace_t = metal::remove_addrspace_t<T>;
+}  // namespace __tensor_ops_detail
+
+template <class T>
+__constant constexpr T dynamic_length_v = metal::numeric_limits<T>::max();
+
 struct matmul2d_descriptor {
   enum class mode {
     multiply,

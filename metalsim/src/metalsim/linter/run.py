@@ -9,7 +9,7 @@ from ..compiler import find_clang
 from ..frontend import Preprocessed, Preprocessor
 from ..frontend.function_constants import FunctionConstants
 from ..include_path import read_include_dirs, torch_headers
-from .clang import check_types, translate_for_clang
+from .clang import ANY_THREAD, check_types, run_clang, translate_for_clang
 from .findings import LintFinding
 from .kernels import check_kernels
 from .pointers import check_pointers
@@ -36,6 +36,7 @@ _FRONT_END_RULES = (
     ("version", "needs Metal"),
 )
 """Which rule the front end's message belongs to; "source" for all others."""
+_COMPILERS = ("source", "type")
 
 
 def lint(
@@ -67,9 +68,12 @@ def lint(
         )
     found = list(_findings(source, metal_version, include_dirs, use_clang))
     order = {name: at for at, name in enumerate(dict.fromkeys(one.source for one in found))}
-    placed = {one[1:4] for one in found if one.rule != "source"}
+    # What one rule says of a line in its own words, compilers say again in theirs.
+    told = {(one.source, one.line) for one in found if one.rule not in _COMPILERS}
     unique = {
-        one[:4]: one for one in reversed(found) if one.rule != "source" or one[1:4] not in placed
+        one[:4]: one
+        for one in reversed(found)
+        if one.rule not in _COMPILERS or (one.source, one.line) not in told
     }
     return sorted(unique.values(), key=lambda one: (order[one.source], one.line, one.column))
 
@@ -111,10 +115,14 @@ def _check_structure(
     if clang is None:
         return
     translation = translate_for_clang(recorder.output, recorder.kernels, preprocessed)
-    findings = list(check_types(clang, translation))
+    compiled = run_clang(clang, translation.code)
+    findings = list(check_types(compiled.messages, translation))
     yield from findings
-    if not findings:
-        yield from check_recursion(clang, translation)
+    if findings:
+        return
+    if compiled.messages:  # all of them clang's own
+        compiled = run_clang(clang, f"{ANY_THREAD}{translation.code}")
+    yield from check_recursion(compiled.code)
 
 
 def _front_end_finding(error: SyntaxError) -> LintFinding:

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ..compiler import Compiler
 from ..diagnostics import Message, in_user_source, read_messages, to_user_column
@@ -27,6 +28,7 @@ _FLAGS = (
     *("-Xclang", "-cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space"),
     *("-Xclang", "-fnative-half-type", "-Xclang", "-fnative-half-arguments-and-returns"),
     *("-w", "-fno-caret-diagnostics", "-fno-color-diagnostics", "-ferror-limit=0"),
+    *("-S", "-emit-llvm", "-O0", "-gline-tables-only", "-Xclang", "-femit-all-decls", "-o", "-"),
     f"-I{Path(__file__).parent / 'declarations'}",
     f"-I{INCLUDE_DIRECTORY}",
 )
@@ -37,6 +39,7 @@ _ARTIFACTS = (
     re.compile(r"cannot initialize object parameter .* with an expression of type '(?!.*__)"),
     re.compile(r"binding reference .* to value of type '(?!.*__).*' changes address space"),
     re.compile(r"could not match '(const )?__private .*' against '(?!.*__)"),
+    re.compile(r"that would make '(const )?__private .*' equal '(?!.*__)"),
     re.compile(r"incompatible operand types \('(?!.*__.*' and).*'__private"),
     re.compile(r"incompatible operand types \('__private .* and '(?!.*__)"),
     # For the same reason none of the overloads for all address spaces is the best.
@@ -67,8 +70,12 @@ _RULES = (
     ),
     ("static-local", re.compile(r"program scope variable|static local variable")),
     ("constant-write", re.compile(r"const-qualified|read-only|would lose const")),
-    ("address-space", re.compile(r"address space|__(global|constant|local|private|generic)\b")),
+    ("address-space", re.compile(r"address space|__(global|constant|local|private)\b[^']*[*&]")),
 )
+
+
+ANY_THREAD = "#define METALSIM_THREAD\n"
+"""In front of a unit: what takes `thread` takes temporaries too, and much else."""
 
 
 def translate_for_clang(
@@ -90,33 +97,39 @@ def _instance(kernel: Kernel) -> str:
     return f"\n{place}\n{before}template decltype({name}) {name};{after}\n"
 
 
-def run_clang(compiler: Compiler, code: str, *flags: str) -> tuple[str, str]:
-    """What the compiler writes for `code` to its output and as messages."""
+class Compiled(NamedTuple):
+    """What clang made of a program: LLVM's code, empty if it has errors, and its messages."""
+
+    code: str
+    messages: list[Message]
+
+
+def run_clang(compiler: Compiler, code: str) -> Compiled:
+    """Compile a unit that `translate_for_clang` made."""
     with tempfile.TemporaryDirectory(prefix="metalsim-lint-") as folder:
         path = Path(folder) / "program.clcpp"
         path.write_text(code, encoding="ascii")
-        command = [*compiler.command, *_FLAGS, *flags, path.name]
+        command = [*compiler.command, *_FLAGS, path.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    return done.stdout, done.stderr
+    return Compiled(done.stdout, read_messages(done.stderr))
 
 
-def check_types(compiler: Compiler, translation: Translation) -> Iterator[LintFinding]:
+def check_types(messages: list[Message], translation: Translation) -> Iterator[LintFinding]:
     """Findings about address spaces and types."""
-    _, output = run_clang(compiler, translation.code, "-fsyntax-only")
-    messages = read_messages(output)
     sources = {segment.source for segment in translation.preprocessed.segments}
     for at, message in enumerate(messages):
         if not message.kind.endswith("error"):
             continue
-        if any(artifact.search(text) for text in _texts(messages, at) for artifact in _ARTIFACTS):
+        texts = _texts(messages, at)
+        if any(artifact.search(text) for text in texts for artifact in _ARTIFACTS):
             continue
         placed = in_user_source(messages, at, sources)
         if placed is None:
             place = f"{Path(message.source).name}:{message.line}"
             raise RuntimeError(f"lint: an error of metalsim's own at {place}: {message.text}")
-        rule = _rule(_texts(messages, at))
         placed = to_user_column(placed, translation)
-        yield LintFinding(rule, placed.source, placed.line, placed.column, _reworded(messages, at))
+        place = (placed.source, placed.line, placed.column)
+        yield LintFinding(_rule(texts), *place, _reworded(texts))
 
 
 def _texts(messages: list[Message], at: int) -> list[str]:
@@ -133,10 +146,10 @@ def _rule(texts: list[str]) -> str:
     return next((name for name, words in _RULES if any(map(words.search, texts))), "type")
 
 
-def _reworded(messages: list[Message], at: int) -> str:
+def _reworded(texts: list[str]) -> str:
     """The error, and the first note that says why no function takes the arguments, in Metal's
     words."""
-    text, *notes = _texts(messages, at)
+    text, *notes = texts
     reason = next((note for note in notes if "not viable: " in note), "")
     if reason:
         text = f"{text}: {reason.partition('not viable: ')[2]}"

@@ -11,7 +11,7 @@ from ..compiler import find_clang
 from ..errors import PROGRAM_SOURCE
 from ..quoted_lines import quote_errors
 from .findings import RULES, LintFinding
-from .linter import NEEDS_CLANG, VERSIONS, lint
+from .run import NEEDS_CLANG, VERSIONS, lint
 
 
 def add_lint(parser: argparse.ArgumentParser) -> None:
