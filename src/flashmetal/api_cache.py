@@ -137,15 +137,8 @@ def flash_attn_3_with_kvcache(
     v_scale, a scale a token. lse of packed queries is (Hq, total_q).
     """
     function = "flash_attn_3_with_kvcache"
-    refuse_unserved(
-        function,
-        qv=qv,
-        q_descale=q_descale,
-        k_descale=k_descale,
-        v_descale=v_descale,
-        attention_chunk=attention_chunk,
-        scheduler_metadata=scheduler_metadata,
-    )
+    unserved = qv, q_descale, k_descale, v_descale, attention_chunk, scheduler_metadata
+    refuse_unserved(function, _UNSERVED, unserved)
     rotary = rotary_cos, rotary_sin, rotary_interleaved, rotary_seqlens
     new = _NewKeys(k, v, *rotary, cu_seqlens_k_new)
     cache = _Cache(cache_seqlens, cache_batch_idx, page_table, k_scale, v_scale)
@@ -262,10 +255,13 @@ def _with_cache(
     )
 
 
-def refuse_unserved(function: str, **values: object) -> None:
-    """Raise NotImplementedError for the first argument that is given: not None and not 0."""
-    for name, value in values.items():
-        # A tensor is never equal to 0 as a whole.
+_UNSERVED = "qv q_descale k_descale v_descale attention_chunk scheduler_metadata"
+
+
+def refuse_unserved(function: str, names: str, values: tuple[object, ...]) -> None:
+    """Raise NotImplementedError for the first of the named values that is neither None nor 0."""
+    for name, value in zip(names.split(), values, strict=True):
+        # A tensor is given, whatever its elements are.
         if value is not None and (isinstance(value, Tensor) or value != 0):
             raise NotImplementedError(
                 f"{function}: {name} is not implemented, got {type(value).__name__}; leave it out"

@@ -181,9 +181,8 @@ def _backward(
             f"{request.function}: dropout_p={request.dropout_p} needs rng_state, the last result "
             "of the forward pass, which says what was dropped"
         )
-    wanted = [x is not None for x in gradients]
+    targets = {n: x for n, x in zip("qkv", gradients, strict=True) if x is not None}
     with torch.no_grad():
-        found = iter(attention_backward(inputs, request, *forward, wanted))
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.copy_(next(found))
+        found = attention_backward(inputs, request, *forward, tuple(targets))
+        for target, gradient in zip(targets.values(), found, strict=True):
+            target.copy_(gradient)

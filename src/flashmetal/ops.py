@@ -72,10 +72,11 @@ def attention_backward(
     o: Tensor,
     lse: Tensor,
     grad_o: Tensor,
-    wanted: list[bool],
+    wanted: tuple[str, ...],
 ) -> list[Tensor]:
-    """The wanted gradients of a call's inputs, flags in the order of ``Gradients``."""
-    return _backward_op(*inputs, *request, o, lse, grad_o, None, wanted)
+    """The gradients of a call's inputs that are named, in the order of ``Gradients``."""
+    flags = [name in wanted for name in Gradients._fields]
+    return _backward_op(*inputs, *request, o, lse, grad_o, None, flags)
 
 
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:

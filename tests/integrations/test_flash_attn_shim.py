@@ -179,7 +179,8 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(distribution: Path) -> str:
-    return f"import sys; before = {{*sys.modules}}; import site; site.addsitedir({str(distribution)!r})"
+    add = f"import site; site.addsitedir({str(distribution)!r})"
+    return f"import sys; before = {{*sys.modules}}; {add}"
 
 
 def test_the_distribution_serves_every_process(distribution: Path) -> None:

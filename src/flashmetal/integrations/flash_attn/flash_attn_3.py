@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 flash_attn_with_kvcache = flash_attn_3_with_kvcache
+_UNSERVED = "q_descale k_descale v_descale attention_chunk"
 
 
 def flash_attn_func(
@@ -48,14 +49,8 @@ def flash_attn_func(
     s_aux: Tensor | None = None,
 ) -> Any:
     """:func:`flashmetal.flash_attn_func` in flash_attn 3's order; returns out or (out, lse)."""
-    refuse_unserved(
-        "flash_attn_func",
-        qv=qv,
-        q_descale=q_descale,
-        k_descale=k_descale,
-        v_descale=v_descale,
-        attention_chunk=attention_chunk,
-    )
+    unserved = q_descale, k_descale, v_descale, attention_chunk, qv
+    refuse_unserved("flash_attn_func", f"{_UNSERVED} qv", unserved)
     options = 0.0, softmax_scale, causal, window_size, softcap
     return api.flash_attn_func(q, k, v, *options, s_aux=s_aux, return_lse=return_attn_probs)
 
@@ -77,13 +72,7 @@ def flash_attn_qkvpacked_func(
 ) -> Any:
     """Attention of qkv (B, S, 3, H, D), or (B, S, Hq + 2 Hk, D) with ``num_heads_q``."""
     function = "flash_attn_qkvpacked_func"
-    refuse_unserved(
-        function,
-        q_descale=q_descale,
-        k_descale=k_descale,
-        v_descale=v_descale,
-        attention_chunk=attention_chunk,
-    )
+    refuse_unserved(function, _UNSERVED, (q_descale, k_descale, v_descale, attention_chunk))
     options = 0.0, softmax_scale, causal, window_size, softcap
     if num_heads_q is None:
         return api.flash_attn_qkvpacked_func(qkv, *options, return_lse=return_attn_probs)
@@ -125,15 +114,8 @@ def flash_attn_varlen_func(
     s_aux: Tensor | None = None,
 ) -> Any:
     """:func:`flashmetal.flash_attn_varlen_func` in flash_attn 3's order, without seqused_q."""
-    refuse_unserved(
-        "flash_attn_varlen_func",
-        seqused_q=seqused_q,
-        qv=qv,
-        q_descale=q_descale,
-        k_descale=k_descale,
-        v_descale=v_descale,
-        attention_chunk=attention_chunk,
-    )
+    unserved = q_descale, k_descale, v_descale, attention_chunk, qv, seqused_q
+    refuse_unserved("flash_attn_varlen_func", f"{_UNSERVED} qv seqused_q", unserved)
     lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
     options = 0.0, softmax_scale, causal, window_size, softcap
     extras: dict[str, Any] = dict(s_aux=s_aux, seqused_k=seqused_k, return_lse=return_attn_probs)
