@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,16 +19,21 @@ from flashmetal.testing import (
     make_output_gradients,
 )
 
+from .changes import CHANGES
 from .processes import Processes
 
 
 class Case(NamedTuple):
-    """What runs: "ring" or "ulysses", over ``size`` of the ranks, on arguments of make_inputs."""
+    """What runs: "ring" or "ulysses", over ``size`` of the ranks, on arguments of make_inputs.
+
+    ``change`` names one of :data:`.changes.CHANGES`, under which the ranks then run.
+    """
 
     attention: str
     size: int
     sharding: str
     call: dict[str, Any]
+    change: str | None = None
 
 
 class Share(NamedTuple):
@@ -54,6 +60,11 @@ def check(processes: Processes, case: Case) -> list[Share]:
 
 def attend_to_share(rank: int, case: Case) -> Share:
     """Run by each rank."""
+    with CHANGES[case.change](rank) if case.change else nullcontext():
+        return _attend(case)
+
+
+def _attend(case: Case) -> Share:
     _, inputs = make_inputs(**case.call)
     group = mesh(case.size)
     packed = inputs.cu_seqlens_q is not None
