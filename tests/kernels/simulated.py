@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,14 +21,17 @@ TILE_GPUS = ("M1", "M3")  # one chip of each tile table
 
 
 @cache
-def runtime(gpu: str = "M1") -> Runtime:
-    """One simulated runtime a chip, so that variants are loaded once a process."""
-    return Runtime(checked, "cpu", Gpu.named(gpu))
+def runtime(gpu: str = "M1", layout: str | None = None) -> Runtime:
+    """One simulated runtime a chip, so that variants are loaded once a process.
+
+    ``layout`` is that of cooperative tensors, as metalsim names it.
+    """
+    return Runtime(partial(checked, layout=layout), "cpu", Gpu.named(gpu))
 
 
-def checked(source: str) -> metalsim.ShaderLibrary:
+def checked(source: str, layout: str | None = None) -> metalsim.ShaderLibrary:
     """Kernels whose launches raise what the checkers find."""
-    return metalsim.compile_shader(source, check=True)
+    return metalsim.compile_shader(source, check=True, cooperative_layout=layout)
 
 
 def simulated_forward(
@@ -36,7 +39,7 @@ def simulated_forward(
     inputs: AttentionInputs,
     *,
     gpu: str = "M1",
-    kernel: str = "tile",
+    kernel: str = "simdgroup",
     compile_shader: Callable[[str], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o, lse) of one call through the real kernel; o starts as NaN."""
@@ -76,7 +79,7 @@ def counted_forward(
     inputs: AttentionInputs,
     *,
     gpu: str = "M1",
-    kernel: str = "tile",
+    kernel: str = "simdgroup",
 ) -> Counter[str]:
     """The simulator's counters of one call, all its launches together."""
     with counted(gpu) as counters:

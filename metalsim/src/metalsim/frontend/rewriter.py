@@ -8,13 +8,12 @@ instantiations; every other token is copied, a few words replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from .function_constants import FunctionConstants
 from .kernels import check_attribute, parameter_list, read_instantiation, read_signature
 from .private_arrays import rewrite_private_arrays
-from .program import FunctionConstant, Kernel, Signature
+from .program import Kernel, Signature
 from .syntax import closing, closing_angle, is_attribute, read_attributes, split_attributes
 from .threadgroup_variables import rewrite_threadgroup_variables
 from .tokens import IDENTIFIER, NUMBER, Token, error_at
@@ -59,11 +58,9 @@ class _Scope(NamedTuple):
 class Rewriter:
     """One run over one program's tokens; the results are `output` and `kernels`."""
 
-    def __init__(
-        self, tokens: list[Token], function_constants: Mapping[str | int, FunctionConstant]
-    ) -> None:
+    def __init__(self, tokens: list[Token], constants: FunctionConstants) -> None:
         self._tokens = tokens
-        self._constants = FunctionConstants(function_constants)
+        self._constants = constants
         self._scopes = [_Scope("namespace")]
         self._signatures: dict[str, Signature] = {}
         self._variables = 0
@@ -275,12 +272,15 @@ class Rewriter:
             output.append(replacement)
         elif text == "delete":
             if not at or tokens[at - 1].text != "=":
-                raise error_at(token, "'delete' is not supported in Metal")
+                self._refuse_word(token, None)
             output.append(token)
         else:
-            refuse_word(token, tokens[at - 1] if at else None)
+            self._refuse_word(token, tokens[at - 1] if at else None)
             output.append(token)
         return at + 1
+
+    def _refuse_word(self, token: Token, before: Token | None) -> None:
+        refuse_word(token, before)
 
     def _address_space(self, tokens: list[Token], at: int) -> None:
         token = tokens[at]
