@@ -78,7 +78,8 @@ class Shift:
             for x in xs
             if x.numel()
         ]
-        with _answers(function, f"ranks {to} and {self._source}"):
+        peers = " and ".join(f"rank {peer}" for peer in sorted({to, self._source}))
+        with _answers(function, peers):
             self._works = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> list[Tensor]:
