@@ -135,5 +135,5 @@ CHANGES: dict[str, Callable[[int], Any]] = {
     **{name: change for name, (change, *_) in BROKEN.items()},
     "a rank dies": _fails_in_its_second_call(lambda: os._exit(1)),
     "a rank raises": _fails_in_its_second_call(_raise),
-    "through copies": _patched(groups, "_on_carrier", lambda _: lambda x, group: x.clone()),
+    "through copies": _patched(groups, "_on_carrier", lambda _: lambda x, group: x.cpu().clone()),
 }

@@ -50,6 +50,10 @@ def refuse(problem: AttentionProblem) -> str | None:
             f"torch's flash attention needs one head dim, a multiple of {_MULTIPLE} to {_LARGEST}",
         ),
         (
+            0 < problem.seqlen_k <= problem.window_right,
+            "torch's flash attention takes a right bound of Sk keys or more for none",
+        ),
+        (
             torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY,
             "torch's flash attention needs compute capability 8.0",
         ),
