@@ -52,6 +52,20 @@ def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
     return _attention_op(*inputs, *request)
 
 
+def attend_backward(
+    inputs: AttentionInputs,
+    request: Request,
+    results: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor | None],
+) -> list[Tensor]:
+    """The gradients of q, k and v by an engine, from (o, lse) and the gradients that arrive there.
+
+    Where o and lse are of rows that see further keys, these are what the given keys contribute.
+    """
+    flags = [name in ("q", "k", "v") for name in Gradients._fields]
+    return _backward_op(*inputs, *request, *results, *grads, flags)
+
+
 def with_rng_state(inputs: AttentionInputs, request: Request) -> AttentionInputs:
     """The inputs of a call with dropout and its random state, drawn where q is."""
     AttentionProblem.of(inputs, request)  # a wrong call draws nothing
