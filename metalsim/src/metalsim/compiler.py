@@ -136,14 +136,17 @@ def build_runtime(compiler: Compiler, mode: str, output: Path) -> None:
     _link(compiler, objects, [], output)
 
 
-def build_kernels(compiler: Compiler, mode: str, code: str, runtime: Path, output: Path) -> None:
-    """C++ from the front end as a shared library at `output`, which finds `runtime` beside itself.
+def build_kernels(
+    compiler: Compiler, flags: Sequence[str], code: str, runtime: Path, output: Path
+) -> None:
+    """C++ from the front end as a shared library at `output`, which finds `runtime` beside itself;
+    `flags` are machine.kernel_flags.
 
     Raises CompilationFailed for code that does not compile.
     """
     source, compiled = output.with_name("program.cpp"), output.with_name("program.o")
     source.write_text(code, encoding="ascii")
-    flags = [*machine.kernel_flags(compiler.family, mode), *_message_flags(compiler.family)]
+    flags = [*flags, *_message_flags(compiler.family)]
     # The bare name keeps the cache's directory, which may move, out of debug information.
     _run_together(
         [[*compiler.command, *flags, "-c", source.name, "-o", compiled.name]], output.parent
