@@ -66,6 +66,19 @@ def dropout_signs(inputs: AttentionInputs, request: Request) -> Tensor:
     return mask.to(inputs.q.dtype) * 2 - 1
 
 
+def attention_backward(
+    inputs: AttentionInputs,
+    request: Request,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    wanted: tuple[str, ...],
+) -> list[Tensor]:
+    """The gradients of a call's inputs that are named, in the order of ``Gradients``."""
+    flags = [name in wanted for name in Gradients._fields]
+    return _backward_op(*inputs, *request, o, lse, grad_o, None, flags)
+
+
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     """Attention written into ``out``, (total_q, Hq, Dv) of q's dtype."""
     problem = AttentionProblem.of(inputs, request)
@@ -265,7 +278,9 @@ def _empty_lse(q: Tensor) -> Tensor:
     return q.new_empty(rows, dtype=torch.float32)
 
 
-_library = torch.library.Library("flashmetal", "DEF")
+# The name of the package: the Hugging Face kernels library loads several versions side by side.
+_NAMESPACE = __name__.partition(".")[0]
+_library = torch.library.Library(_NAMESPACE, "DEF")
 _tags = (torch.Tag.pt2_compliant_tag,)
 _library.define(f"attention({_ARGUMENTS}) -> (Tensor, Tensor)", tags=_tags)
 _library.define(f"attention_out(Tensor(a!) out, {_ARGUMENTS}) -> Tensor", tags=_tags)
@@ -279,15 +294,18 @@ _library.impl("attention_out", _attention_out, "CompositeExplicitAutograd")
 _library.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")
 # Nothing to record: calls that need gradients never come here, and the default is slow.
 _library.impl("attention_out", torch.library.fallthrough_kernel, "Autograd")
-torch.library.register_fake("flashmetal::attention", _attention_fake, lib=_library)
-torch.library.register_fake("flashmetal::attention_out", _attention_out_fake, lib=_library)
+torch.library.register_fake(f"{_NAMESPACE}::attention", _attention_fake, lib=_library)
+torch.library.register_fake(f"{_NAMESPACE}::attention_out", _attention_out_fake, lib=_library)
 torch.library.register_fake(
-    "flashmetal::attention_backward", _attention_backward_fake, lib=_library
+    f"{_NAMESPACE}::attention_backward", _attention_backward_fake, lib=_library
 )
 torch.library.register_autograd(
-    "flashmetal::attention", _backward, setup_context=_setup_context, lib=_library
+    f"{_NAMESPACE}::attention", _backward, setup_context=_setup_context, lib=_library
 )
-torch.library.register_autograd("flashmetal::attention_backward", _no_double_backward, lib=_library)
-_attention_op = torch.ops.flashmetal.attention.default
-_attention_out_op = torch.ops.flashmetal.attention_out.default
-_backward_op = torch.ops.flashmetal.attention_backward.default
+torch.library.register_autograd(
+    f"{_NAMESPACE}::attention_backward", _no_double_backward, lib=_library
+)
+_operators = getattr(torch.ops, _NAMESPACE)
+_attention_op = _operators.attention.default
+_attention_out_op = _operators.attention_out.default
+_backward_op = _operators.attention_backward.default
