@@ -75,7 +75,7 @@ def flash_attn_func(
         return_lse: return (out, lse).
         impl: "auto", or an engine that must serve the call: "metal", "portable", "stock",
             "reference".
-        kernel: "tile" or "scalar", with ``impl="metal"`` only.
+        kernel: "tensor", "simdgroup", "scalar" or "decode", with ``impl="metal"`` only.
 
     Returns:
         out (B, Sq, Hq, Dv), contiguous, in q's dtype. lse is (B, Hq, Sq) float32, the natural

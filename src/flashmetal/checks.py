@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("auto", "metal", "portable", "stock", "reference")
-KERNELS = ("tile", "scalar", "decode")
+KERNELS = ("tensor", "simdgroup", "scalar", "decode")
 # Of a tensor: its shape, dtype and device, and whether it requires gradients.
 Facts = tuple[tuple[int, ...], torch.dtype, torch.device, bool]
 

@@ -32,7 +32,6 @@ _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
 _ENGINES = {"portable": portable, "stock": stock}
 _BACKWARDS = {
-    "metal": metal.backward,
     "portable": portable.backward,
     "stock": stock.backward,
 }
@@ -186,7 +185,7 @@ def _serve(
     chosen: Plan, problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if chosen.engine == "metal":
-        return metal.forward(problem, inputs, out, kernel=chosen.kernel or "tile")
+        return metal.forward(problem, inputs, out, kernel=chosen.kernel or "simdgroup")
     if chosen.engine != "reference":
         return _ENGINES[chosen.engine].forward(problem, inputs, out)
     o, lse = attention_reference(problem, inputs)
@@ -220,13 +219,15 @@ def _attention_backward(*arguments: Any) -> list[Tensor]:
     inputs, request = _named(arguments[: _INPUTS + len(Request._fields)])
     o, lse, grad_o, grad_lse, flags = arguments[_INPUTS + len(Request._fields) :]
     problem = AttentionProblem.of(inputs, request)._replace(needs_grad=True)
-    engine = plan(problem, request.impl, request.kernel).backward
-    assert engine is not None
+    chosen = plan(problem, request.impl, request.kernel)
+    assert chosen.backward is not None
     wanted = _wanted(flags)
+    call = problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
     with _without_autocast(problem):
-        found = _BACKWARDS[engine](
-            problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
-        )._asdict()
+        if chosen.backward == "metal":
+            found = metal.backward(*call, kernel=chosen.kernel or "simdgroup")._asdict()
+        else:
+            found = _BACKWARDS[chosen.backward](*call)._asdict()
     return [found[name].to(getattr(inputs, name).dtype) for name in wanted]
 
 
