@@ -53,17 +53,16 @@ def find_compiler() -> Compiler:
     return _find(os.environ.get("METALSIM_CXX", ""), os.environ.get("PATH", os.defpath))
 
 
-def find_clang() -> Compiler | None:
-    """The compiler that `find_compiler` finds if it is a clang, else a clang++ from the path, else
-    None."""
-    try:
-        compiler = find_compiler()
-        if compiler.family != "gcc":
-            return compiler
-    except CompilerNotFoundError:
-        pass
-    programs = _clang_programs(os.environ.get("PATH", os.defpath))
-    return _compiler((programs[0],), programs[0]) if programs else None
+def clang_drivers() -> list[tuple[str, ...]]:
+    """Commands that may be clang's own driver, which takes every language: that of METALSIM_CXX,
+    those on the path, that of the ziglang package."""
+    path = os.environ.get("PATH", os.defpath)
+    commands = [tuple(shlex.split(os.environ.get("METALSIM_CXX", "")))]
+    commands += [(program,) for program in _clang_programs(path)]
+    if importlib.util.find_spec("ziglang") is not None:
+        commands.append((sys.executable, "-m", "ziglang", "clang"))
+    # `zig c++` is a driver of zig's, which knows C++ alone.
+    return [command for command in commands if command and command[-1] != "c++"]
 
 
 @functools.lru_cache(maxsize=8)
