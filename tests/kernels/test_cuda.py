@@ -95,7 +95,7 @@ def test_append(case: str, dtype: torch.dtype) -> None:
     found = found._make(None if x is None else x.cuda() for x in found)
     q = portable.append(problem, expected)
     with metal_runtime(runtime("M1")):
-        q_found = metal.append(problem, found)
+        q_found = metal.append(problem._replace(device="cuda"), found)
     for x, y in zip(written(found, q_found), written(expected, q), strict=True):
         assert all(map(torch.equal, bits(x.cpu()), bits(y)))
 

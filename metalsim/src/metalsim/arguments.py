@@ -164,11 +164,6 @@ def _memory(where: str, value: object, may_write: bool, device: str) -> Buffer |
         return buffer and buffer._replace(initialized=value.bits(buffer.size))
     if is_tensor(value):
         return _tensor(where, value, device)
-    if is_array(value) and device != "cpu":
-        raise ArgumentError(
-            f"{where} is a numpy array; this kernel was compiled for tensors on {device}: pass "
-            f"torch.from_numpy(...).to({device!r})"
-        )
     return _array(where, value, may_write) if is_array(value) else None
 
 
@@ -217,7 +212,7 @@ def _array(where: str, array: Array, may_write: bool) -> Buffer:
         return Buffer(array.ctypes.data, 0, array)
     steps = zip(array.shape, array.strides, strict=True)
     last = sum((length - 1) * stride for length, stride in steps)
-    return Buffer(array.ctypes.data, last + array.dtype.itemsize, array)
+    return Buffer(array.ctypes.data, last + array.dtype.itemsize, array, read_back=may_write)
 
 
 def _value(where: str, value: object, conversion: str, device: str) -> Buffer:
@@ -240,6 +235,11 @@ def _sequence(where: str, values: Sequence[object], conversion: str, device: str
     if not values:
         raise ArgumentError(f"{where}: Empty list/tuple can not be an argument to metal kernel")
     first = values[0]
+    if is_array(first) and device != "cpu":
+        raise ArgumentError(
+            f"{where} is a list of numpy arrays, whose addresses a kernel on {device} cannot use: "
+            "pass a list of tensors"
+        )
     if is_tensor(first) or is_array(first):
         buffers = list[Buffer]()
         for index, value in enumerate(values):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from .errors import ArgumentError, KernelNotFoundError, check_error
 from .findings import Finding, collected
 from .frontend import FunctionConstant
 from .grid import read_grid
+from .include_path import read_include_dirs, torch_headers
 from .launch import MAX_BUFFERS, KernelRecord, Library, Outcome, Request
 from .profile import PROFILE, LineCounters
 
@@ -60,9 +60,10 @@ class Kernel:
         """Run the kernel to its end.
 
         Args:
-            args: argument i goes to buffer slot i. A CPU tensor or a numpy array, by its memory: a
-                view begins at its first element, and neither shape nor strides are passed; an array
-                must be writable where the kernel may write to it. An int or bool as int64, a float
+            args: argument i goes to buffer slot i. A CPU tensor (for engine="cuda" one on the GPU)
+                or a numpy array, by its memory: a view begins at its first element, and neither
+                shape nor strides are passed; an array must be writable where the kernel may write
+                to it, and engine="cuda" copies it there and back. An int or bool as int64, a float
                 as float32, a numpy scalar in its own type, a list or tuple of ints or floats as an
                 array of these, a list of tensors or arrays as an array of their addresses.
             threads: the grid in threads, one to three dimensions; by default the elements of the
@@ -184,8 +185,7 @@ def compile_shader(
             do differently: under odd ones the layout depends on operand, element type and depth
             too (`is_compatible_as_left_input` is false), under those with bit 1 set
             `mode::multiply` adds to a destination in memory.
-        engine: "cpu", or "cuda" for CUDA tensors on NVIDIA GPUs, which has neither checks, counters
-            nor seeds.
+        engine: "cpu", or "cuda": NVIDIA GPUs, without checks, counters and seeds.
         float_products: how engine="cuda" multiplies 8x8 matrices of floats: "fma" with the bits of
             the CPU engine, or "3xtf32", faster and with about 22 bits.
 
@@ -204,8 +204,8 @@ def compile_shader(
     build = Build(
         source,
         dict(function_constants or {}),
-        _include_path(include_dirs),
-        _torch_headers(),
+        read_include_dirs("compile_shader", include_dirs),
+        torch_headers(),
         read_layout(cooperative_layout).definitions(),
         directory,
         _engine(engine, checks, float_products, directory),
@@ -236,14 +236,3 @@ def _engine(name: str, checks: int | None, float_products: str, directory: Path)
 def _bits(check: Check, profile: bool) -> int | None:
     bits = read_check(check)
     return (bits or 0) | PROFILE if profile else bits
-
-
-def _include_path(include_dirs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    if isinstance(include_dirs, (str, os.PathLike)):
-        raise TypeError("compile_shader: include_dirs must be a list of directories, not just one")
-    return tuple(Path(directory).resolve() for directory in include_dirs)
-
-
-def _torch_headers() -> tuple[Path, ...]:
-    torch = importlib.util.find_spec("torch")
-    return (Path(torch.origin).parent / "include",) if torch is not None and torch.origin else ()

@@ -1,5 +1,5 @@
-"""The corpus of metalsim.fidelity on both engines: the same bits, but for the functions of <metal_math> and
-the matrix unit's rounding."""
+"""The corpus of metalsim.fidelity on both engines: the same bits, but for functions of <metal_math>
+and the matrix unit's rounding."""
 
 from __future__ import annotations
 
@@ -33,8 +33,18 @@ def found() -> dict[str, list[Difference]]:
     return by_launch
 
 
+# Metal's own limits for these functions, in units of the last place (its specification, table 8.2).
+UNITS = {"functions:exponentials": 4, "functions:circular": 6, "functions:roots": 16}
+# Nine terms, each cut at 24 bits below the largest.
+UNITS["simdgroups:matrix_of_halves"] = 9
+# NaN as half and as int, for which Metal promises nothing.
+UNPROMISED = {"functions:conversions": 4}
+
+
 @pytest.mark.parametrize("launch", launches(), ids=lambda launch: launch.name)
 def test_engines_agree(launch: Any, found: dict[str, list[Difference]]) -> None:
     for difference in found[launch.name]:
-        print(difference)
-        assert not difference.different
+        if launch.name in UNITS:
+            assert difference.units <= UNITS[launch.name]
+        else:
+            assert difference.different <= UNPROMISED.get(launch.name, 0)

@@ -12,6 +12,7 @@ from ..errors import SimulationError
 from ..launch import MAX_BUFFERS
 
 _MAX_THREADS_PER_BLOCK, _LOCAL_BYTES, _REGISTERS = 0, 3, 4  # CUfunction_attribute
+_MULTIPROCESSORS = 16  # CUdevice_attribute
 _JIT_MAX_REGISTERS, _JIT_ERROR_LOG, _JIT_ERROR_LOG_BYTES, _JIT_LINES = 0, 5, 6, 13  # CUjit_option
 _REGISTERS_PER_BLOCK = 65536
 _LOST = (
@@ -30,10 +31,13 @@ class LaunchParameters(ctypes.Structure):
         ("group", ctypes.c_uint32 * 3),
         ("groups", ctypes.c_uint32 * 3),
         ("threadgroup_bytes", ctypes.c_uint32),
+        ("workspace_count", ctypes.c_uint32),
+        ("workspaces", ctypes.c_void_p),
+        ("workspace_owners", ctypes.c_void_p),
     )
 
 
-STATE_BYTES = ctypes.sizeof(LaunchParameters) + 32
+STATE_BYTES = ctypes.sizeof(LaunchParameters) + 40
 """Dynamic shared memory for `metalsim::backend::State`."""
 
 
@@ -70,10 +74,10 @@ class Device:
 
     def __init__(self, index: int) -> None:
         self._driver = _driver()
-        device = ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(device), index)
+        self._number = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(self._number), index)
         self._context = ctypes.c_void_p()
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._number)
 
     def _call(self, name: str, *arguments: object, hint: str = "") -> None:
         _check(self._driver, getattr(self._driver, name)(*arguments), name, hint)
@@ -125,6 +129,17 @@ class Device:
     def usage(self, function: ctypes.c_void_p) -> Usage:
         """Registers and local memory of a thread."""
         return Usage(self._attribute(function, _REGISTERS), self._attribute(function, _LOCAL_BYTES))
+
+    def resident_blocks(self, function: ctypes.c_void_p, threads: int) -> int:
+        """The most blocks of `threads` that run at a time."""
+        each, processors = ctypes.c_int(), ctypes.c_int()
+        self._call(
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+            *(ctypes.byref(each), function, threads, ctypes.c_size_t(STATE_BYTES)),
+        )
+        attribute = _MULTIPROCESSORS
+        self._call("cuDeviceGetAttribute", ctypes.byref(processors), attribute, self._number)
+        return each.value * processors.value
 
     def launch(
         self,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .. import cache, machine
 from ..errors import CompilerNotFoundError
-from . import compiler
-from .compiler import build_ptx, find_clang
+from .compiler import FLAGS, build_ptx, find_ptx_compiler
 from .ptx import threadgroup_bytes
 
 if TYPE_CHECKING:
@@ -34,13 +33,13 @@ class CudaEngine(NamedTuple):
     def compiler_identity(self) -> str:
         """This machine's clang, "" if it has none."""
         try:
-            return find_clang().identity
+            return find_ptx_compiler().identity
         except CompilerNotFoundError:
             return ""
 
     def build(self, code: str, path: Path) -> None:
         """PTX of the kernels at `path`."""
-        build_ptx(find_clang(), self._options(), code, path)
+        build_ptx(find_ptx_compiler(), self._options(), code, path)
 
     def threadgroup_bytes(self, path: Path) -> dict[int, int]:
         """What the PTX declares."""
@@ -60,4 +59,4 @@ class CudaEngine(NamedTuple):
 def _shim_digest() -> str:
     headers = sorted(machine.INCLUDE_DIRECTORY.rglob("*.h"))
     shared = [machine.DIRECTORY / "engine.h", machine.DIRECTORY / "abi.h"]
-    return cache.digest_of([*headers, *shared, Path(str(compiler.__file__))])
+    return cache.digest(cache.digest_of([*headers, *shared]), *FLAGS)

@@ -13,14 +13,16 @@ import torch
 from ..errors import SimulationError, ThreadgroupMemoryError
 from ..launch import MAX_BUFFERS, Buffer, Outcome, Request
 from .driver import Device, LaunchParameters, Usage, counts, device, registers_for
+from .ptx import workspace_bytes
 
 _WARP = 32
 _MAX_BLOCKS = 2**31 - 1
 _MAX_THREADGROUP_BYTES = 32768
-_ALIGNMENT = 16
 _FAILURES = {
-    1: "a matrix product at line {line} needs a full simdgroup of 32 threads, but simdgroup "
-    "{simdgroup} has fewer, or some have returned from the kernel",
+    1: "an operation on matrices at line {line} needs a full simdgroup of 32 threads, but "
+    "simdgroup {simdgroup} has fewer, or some have returned from the kernel",
+    2: "an operation of execution_simdgroups at line {line} has another number of simdgroups than "
+    "the threadgroup",
 }
 
 
@@ -31,6 +33,7 @@ class PtxLibrary:
 
     def __init__(self, path: Path, threadgroup_bytes: Mapping[int, int]) -> None:
         self._ptx = path.read_bytes() + b"\0"
+        self._workspace_bytes = workspace_bytes(self._ptx.decode("ascii"))
         self._threadgroup_bytes = threadgroup_bytes
         self._modules: dict[tuple[int, int | None], ctypes.c_void_p] = {}
         self._functions: dict[tuple[int, int, int], ctypes.c_void_p] = {}
@@ -50,23 +53,41 @@ class PtxLibrary:
             )
         gpu = _gpu_of(request)
         stream = torch.cuda.current_stream(gpu)
+        threads = -(-math.prod(request.group) // _WARP) * _WARP
+        groups = _groups(request)
         with torch.cuda.stream(stream), device(gpu).current():
+            function = self._function(gpu, entry, threads)
             values = _Values(request.buffers, gpu)
             failure = torch.zeros(4, dtype=torch.int32, pin_memory=True)
             parameters = LaunchParameters(
                 failure=failure.data_ptr(),
-                grid=(ctypes.c_uint32 * 3)(*counts(request.threads)),
-                group=(ctypes.c_uint32 * 3)(*counts(request.group)),
-                groups=(ctypes.c_uint32 * 3)(*_groups(request)),
+                grid=_axes(request.threads),
+                group=_axes(request.group),
+                groups=_axes(groups),
                 threadgroup_bytes=needed,
             )
             parameters.buffers[:] = values.addresses
-            threads = -(-math.prod(request.group) // _WARP) * _WARP
-            function = self._function(gpu, entry, threads)
-            blocks = math.prod(_groups(request))
+            workspace = self._workspace(gpu, function, math.prod(groups), threads)
+            if workspace is not None:
+                owners, memory = workspace
+                parameters.workspace_count = len(owners)
+                parameters.workspace_owners = owners.data_ptr()
+                parameters.workspaces = memory.data_ptr()
+            blocks = math.prod(groups)
             device(gpu).launch(function, blocks, threads, stream.cuda_stream, parameters)
             values.copy_back()
         return Outcome({}, needed, (), _failure(request.kernel, [int(word) for word in failure]))
+
+    def _workspace(
+        self, gpu: int, function: ctypes.c_void_p, blocks: int, threads: int
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Who owns the workspaces of tensor operations, and these; None without such operations."""
+        if not self._workspace_bytes:
+            return None
+        count = min(blocks, device(gpu).resident_blocks(function, threads))
+        size = count * threads // _WARP * self._workspace_bytes
+        owners = torch.zeros(count, dtype=torch.int32, device=gpu)
+        return owners, torch.empty(size, dtype=torch.uint8, device=gpu)
 
     def usage(self, number: int, threads: int = 1024, gpu: int = 0) -> Usage:
         """Registers and local memory of kernel `number` for threadgroups of `threads`."""
@@ -100,34 +121,33 @@ def _zeros(gpu: int) -> torch.Tensor:
 
 
 class _Values:
-    """The buffers of a launch in the GPU's memory: tensors as they are, numbers and lists copied
-    there in one piece."""
+    """The buffers of a launch in the GPU's memory: tensors as they are, all else as copies, each in
+    memory of its own so that compute-sanitizer knows where it ends."""
 
     def __init__(self, buffers: Mapping[int, Buffer], gpu: int) -> None:
-        self._copied = list[tuple[Buffer, int]]()
+        self._copies = list[tuple[Buffer, torch.Tensor]]()
         self.addresses = [_zeros(gpu).data_ptr()] * MAX_BUFFERS
-        content = bytearray()
         for slot, buffer in buffers.items():
-            if buffer.gpu is not None:
-                if buffer.size:
-                    self.addresses[slot] = buffer.address
+            if not buffer.size:
                 continue
-            content += bytes(-len(content) % _ALIGNMENT)
-            self._copied.append((buffer, len(content)))
-            self.addresses[slot] = len(content)
-            content += ctypes.string_at(buffer.address, buffer.size)
-        if content:
-            self._memory = torch.frombuffer(content, dtype=torch.uint8).to(gpu)
-        for slot, buffer in buffers.items():
-            if buffer.gpu is None:
-                self.addresses[slot] += self._memory.data_ptr()
+            if buffer.gpu is not None:
+                self.addresses[slot] = buffer.address
+                continue
+            content = bytearray(ctypes.string_at(buffer.address, buffer.size))
+            copy = torch.frombuffer(content, dtype=torch.uint8).to(gpu)
+            self._copies.append((buffer, copy))
+            self.addresses[slot] = copy.data_ptr()
 
     def copy_back(self) -> None:
         """What the kernel wrote to memory of the host whose owner reads it."""
-        for buffer, offset in self._copied:
+        for buffer, copy in self._copies:
             if buffer.read_back:
-                host = self._memory[offset : offset + buffer.size].cpu()
+                host = copy.cpu()
                 ctypes.memmove(buffer.address, host.data_ptr(), buffer.size)
+
+
+def _axes(sizes: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * 3)(*counts(sizes))
 
 
 def _gpu_of(request: Request) -> int:

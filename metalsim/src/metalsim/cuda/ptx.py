@@ -6,6 +6,7 @@ import re
 
 _ENTRY = re.compile(r"\.entry metalsim_entry_(\d+)\(.*?^}$", re.MULTILINE | re.DOTALL)
 _SHARED = re.compile(r"^\s*(?:\.\w+ )?\.shared \.align \d+ \.b8 (\w+)\[(\d+)\];", re.MULTILINE)
+_WORKSPACE = re.compile(r"\bmetalsim_workspace_bytes = (\d+);")
 _NAME = re.compile(r"\w+")
 _ALIGNMENT = 16
 
@@ -20,3 +21,9 @@ def threadgroup_bytes(ptx: str) -> dict[int, int]:
         )
         for entry in _ENTRY.finditer(ptx)
     }
+
+
+def workspace_bytes(ptx: str) -> int:
+    """Global memory that each simdgroup needs for tensor operations; 0: the program has none."""
+    found = _WORKSPACE.search(ptx)
+    return int(found[1]) if found else 0

@@ -64,6 +64,15 @@ METALSIM_INLINE void simdgroup_barrier(uint32_t flags, uint32_t line) {
   metalsim_simdgroup_barrier(current(), flags, line);
 }
 
+METALSIM_INLINE void fence([[maybe_unused]] uint32_t flags, [[maybe_unused]] uint32_t order,
+                           [[maybe_unused]] uint32_t scope) {
+#if defined(METALSIM_CHECK)
+  metalsim_fence(current(), flags, order, scope);
+#else
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+}
+
 template <class T>
 METALSIM_INLINE T* exchange(Fiber* fiber) {
   Simdgroup* simd = fiber->simdgroup;
@@ -136,6 +145,16 @@ METALSIM_INLINE void multiply_tensors(const TensorMultiply& product, uint32_t li
   Fiber* fiber = current();
   __builtin_memcpy(exchange<unsigned char>(fiber), &product, sizeof product);
   metalsim_meet(fiber, pack(Collective::tensor_multiply), "matmul2d", line);
+}
+
+// The workspace of the simdgroup for the operation that begins.
+METALSIM_INLINE unsigned char* tensor_workspace(uint32_t) {
+  return metalsim_tensor_workspace(current());
+}
+
+// A thread enters an operation that all of the `simdgroups` of its threadgroup carry out.
+METALSIM_INLINE void enter_scope(uint32_t simdgroups, const char* name, uint32_t line) {
+  metalsim_enter_scope(current(), simdgroups, name, line);
 }
 
 METALSIM_INLINE void exchange_tensors(const char* name, uint32_t line) {

@@ -20,13 +20,16 @@
   static __attribute__((                                                                      \
       address_space(3), loader_uninitialized,                                                 \
       aligned(16))) unsigned char metalsim_memory_of_##name[sizeof(metalsim_type_of_##name)]; \
+  metalsim::backend::escape((unsigned char*)metalsim_memory_of_##name);                       \
   metalsim_type_of_##name& name =                                                             \
       *reinterpret_cast<metalsim_type_of_##name*>((unsigned char*)metalsim_memory_of_##name)
 
-#define METALSIM_ENTRY(number, arguments, ...)                                    \
-  extern "C" __attribute__((nvptx_kernel)) void metalsim_entry_##number(          \
-      const metalsim::backend::Launch launch) {                                   \
-    if (metalsim::backend::begin(launch)) metalsim::bind(&__VA_ARGS__) arguments; \
+#define METALSIM_ENTRY(number, arguments, ...)                           \
+  extern "C" __attribute__((nvptx_kernel)) void metalsim_entry_##number( \
+      const metalsim::backend::Launch launch) {                          \
+    if (!metalsim::backend::begin(launch)) return;                       \
+    metalsim::bind(&__VA_ARGS__) arguments;                              \
+    metalsim::backend::end();                                            \
   }
 
 #include "type_traits.h"
@@ -64,16 +67,17 @@ float __nv_rintf(float);
 float __nv_roundf(float);
 float __nv_sinf(float);
 float __nv_sinhf(float);
-float __nv_sqrtf(float);
 float __nv_tanf(float);
 float __nv_tanhf(float);
 float __nv_truncf(float);
 }
+// libdevice's is an approximation unless clang is told otherwise.
+METALSIM_INLINE float __nv_sqrtf(float x) { return __builtin_sqrtf(x); }
 
 namespace metalsim::backend {
 
 // Why a thread ended a launch (cuda/driver.py has the same numbers).
-enum class Failure : uint32_t { none, partial_simdgroup };
+enum class Failure : uint32_t { none, partial_simdgroup, wrong_scope };
 
 // What the host passes to a kernel (cuda/driver.py has the same layout).
 struct Launch {
@@ -83,7 +87,15 @@ struct Launch {
   uint32_t group[3];
   uint32_t groups[3];
   uint32_t threadgroup_bytes;  // of threadgroup variables
+  uint32_t workspace_count;
+  unsigned char* workspaces;   // for tensor operations: one a threadgroup that runs at a time
+  uint32_t* workspace_owners;  // 0: free
 };
+
+// To the compiler, memory that the kernel never writes to is free to hold anything.
+METALSIM_INLINE void escape(unsigned char* memory) {
+  __asm__ volatile("" : : "l"(memory) : "memory");
+}
 
 // What every thread of a threadgroup may ask for. It lies in dynamic shared memory, behind the
 // threadgroup variables.
@@ -92,6 +104,8 @@ struct State {
   uint32_t position[3];
   uint32_t size[3];  // of this threadgroup: smaller at the edge of the grid
   uint32_t thread_count;
+  uint32_t returned;  // threads
+  uint32_t workspace;
 };
 extern "C" __attribute__((address_space(3), aligned(16))) unsigned char metalsim_state[];
 
@@ -118,6 +132,16 @@ METALSIM_INLINE uint32_t thread_index_in_threadgroup() {
   return (thread_of_block() & ~31u) | lane();
 }
 
+// The last thread of a threadgroup to come here gives back what the threadgroup holds.
+METALSIM_INLINE void end() {
+#if defined(METALSIM_COOPERATIVE_LAYOUT)
+  __nvvm_membar_gl();
+  if (__atomic_add_fetch(&state().returned, 1, __ATOMIC_RELAXED) != state().thread_count) return;
+  __nvvm_membar_gl();
+  __atomic_store_n(state().launch.workspace_owners + state().workspace, 0, __ATOMIC_RELAXED);
+#endif
+}
+
 // Ends the calling thread; the host raises the first failure of a launch.
 METALSIM_INLINE void fail(Failure failure, uint32_t line) {
   uint32_t* word = state().launch.failure;
@@ -125,7 +149,17 @@ METALSIM_INLINE void fail(Failure failure, uint32_t line) {
     word[1] = line;
     word[2] = thread_index_in_threadgroup() / simdgroup_width;
   }
+  end();
   __asm__ volatile("exit;");
+}
+
+// There are as many workspaces as threadgroups that the GPU runs at a time, so one is free.
+METALSIM_INLINE uint32_t free_workspace(const Launch& launch) {
+  uint32_t index = __nvvm_read_ptx_sreg_ctaid_x() % launch.workspace_count;
+  while (__atomic_exchange_n(launch.workspace_owners + index, 1, __ATOMIC_RELAXED) != 0)
+    index = (index + 1) % launch.workspace_count;
+  __nvvm_membar_gl();
+  return index;
 }
 
 // Fills the threadgroup variables with NaN and writes the state; false for threads that a warp has
@@ -145,6 +179,10 @@ METALSIM_INLINE bool begin(const Launch& launch) {
     own.position[1] = rest % launch.groups[1];
     own.position[2] = rest / launch.groups[1];
     own.thread_count = 1;
+    own.returned = 0;
+#if defined(METALSIM_COOPERATIVE_LAYOUT)
+    own.workspace = free_workspace(launch);
+#endif
     for (int axis = 0; axis < 3; ++axis) {
       const uint32_t left = launch.grid[axis] - own.position[axis] * launch.group[axis];
       own.size[axis] = left < launch.group[axis] ? left : launch.group[axis];
@@ -157,11 +195,17 @@ METALSIM_INLINE bool begin(const Launch& launch) {
 
 METALSIM_INLINE void threadgroup_barrier(uint32_t, uint32_t) { __syncthreads(); }
 
+METALSIM_INLINE void fence(uint32_t, uint32_t, uint32_t) { __nvvm_membar_gl(); }
+
 METALSIM_INLINE void simdgroup_barrier(uint32_t, uint32_t) { __nvvm_bar_warp_sync(~0u); }
 
 // The lanes of the warp that have not left the kernel and whose predicate holds. All that have not
 // left must call it.
 METALSIM_INLINE uint32_t vote(bool predicate) { return __nvvm_vote_ballot_sync(~0u, predicate); }
+
+METALSIM_INLINE void need_full_simdgroup(uint32_t line) {
+  if (vote(true) != ~0u) fail(Failure::partial_simdgroup, line);
+}
 
 METALSIM_INLINE uint32_t read_word(uint32_t word, uint32_t lane_of_warp) {
   return static_cast<uint32_t>(
@@ -326,3 +370,6 @@ METALSIM_INLINE uint32_t simdgroups_per_threadgroup() {
 }  // namespace metalsim::backend
 
 #include "matrix_cuda.h"
+#if defined(METALSIM_COOPERATIVE_LAYOUT)
+#include "tensor_cuda.h"
+#endif

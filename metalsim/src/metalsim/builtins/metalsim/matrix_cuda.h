@@ -99,7 +99,7 @@ METALSIM_INLINE void multiply_floats(float* d, const float* a, const float* b, c
 template <class D, class A, class B, class C>
 METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* c, uint32_t,
                                          const char*, uint32_t line) {
-  if (vote(true) != ~0u) fail(Failure::partial_simdgroup, line);
+  need_full_simdgroup(line);
   const float addend[2] = {static_cast<float>(c[0]), static_cast<float>(c[1])};
   float sum[2];
   if constexpr (__is_same(A, half) && __is_same(B, half)) {

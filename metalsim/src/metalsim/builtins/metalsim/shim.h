@@ -10,6 +10,7 @@
 #error "no back end chosen: -DMETALSIM_BACKEND_CPU or -DMETALSIM_BACKEND_CUDA"
 #endif
 
+#include "private_arrays.h"
 #include "scalars.h"
 #include "constants.h"
 #include "type_traits.h"
