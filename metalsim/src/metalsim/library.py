@@ -182,7 +182,7 @@ def compile_shader(
             "random:SEED", whose lanes have empty slots too; None reads
             METALSIM_COOPERATIVE_LAYOUT (default: apple10). Seeds decide as well what else GPUs may
             do differently: under odd ones the layout depends on operand, element type and depth too
-            (`is_compatible_as_left_input` is false), with bit 1 set `mode::multiply` adds to memory.
+            (`is_compatible_as_left_input` is false), with bit 1 set `mode::multiply` adds.
         inactive_lanes: let lanes diverge at a simdgroup's collectives: each is one of the lanes
             that reach it together, as Metal permits. Barriers and matrices need all lanes still.
         engine: "cpu", or "cuda": NVIDIA GPUs, without checks, counters and seeds.
