@@ -22,6 +22,12 @@ class Segment(NamedTuple):
     scope: str
     """"namespace", "type", "function", "kernel" or "data", as the rewriter says."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all brackets are closed: a list in braces cuts what is around it."""
+        words = [token.text for token in self.tokens]
+        return all(words.count(a) == words.count(b) for a, b in ("()", "[]"))
+
 
 class Recorder(Rewriter):
     """The rewriter, which notes the segments as they were written.
@@ -48,9 +54,12 @@ class Recorder(Rewriter):
             super()._refuse_word(token, before)
 
     def _noted(self, tokens: list[Token]) -> list[Token]:
-        kind = self._scopes[-1].kind
-        self.segments.append(Segment(tokens, kind))
-        return _in_thread(tokens) if kind == "type" and self._is_thread_implied else tokens
+        segment = Segment(tokens, self._scopes[-1].kind)
+        if not segment.is_whole:
+            return tokens
+        self.segments.append(segment)
+        is_member = segment.scope == "type" and self._is_thread_implied
+        return _in_thread(tokens) if is_member else tokens
 
 
 def without_templates(tokens: list[Token]) -> list[Token]:
