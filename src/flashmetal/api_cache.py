@@ -137,7 +137,8 @@ def flash_attn_3_with_kvcache(
     v_scale, a scale a token. lse of packed queries is (Hq, total_q).
     """
     function = "flash_attn_3_with_kvcache"
-    _refuse(function, (qv, q_descale, k_descale, v_descale, attention_chunk, scheduler_metadata))
+    unserved = qv, q_descale, k_descale, v_descale, attention_chunk, scheduler_metadata
+    refuse_unserved(function, _UNSERVED, unserved)
     rotary = rotary_cos, rotary_sin, rotary_interleaved, rotary_seqlens
     new = _NewKeys(k, v, *rotary, cu_seqlens_k_new)
     cache = _Cache(cache_seqlens, cache_batch_idx, page_table, k_scale, v_scale)
@@ -254,12 +255,14 @@ def _with_cache(
     )
 
 
-_UNSERVED = "qv", "q_descale", "k_descale", "v_descale", "attention_chunk", "scheduler_metadata"
+_UNSERVED = "qv q_descale k_descale v_descale attention_chunk scheduler_metadata"
 
 
-def _refuse(function: str, values: tuple[object, ...]) -> None:
-    for name, value in zip(_UNSERVED, values, strict=True):
-        if value is not None and value != 0:
+def refuse_unserved(function: str, names: str, values: tuple[object, ...]) -> None:
+    """Raise NotImplementedError for the first of the named values that is neither None nor 0."""
+    for name, value in zip(names.split(), values, strict=True):
+        # A tensor is given, whatever its elements are.
+        if value is not None and (isinstance(value, Tensor) or value != 0):
             raise NotImplementedError(
                 f"{function}: {name} is not implemented, got {type(value).__name__}; leave it out"
             )

@@ -8,6 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = [
+    "index_first_axis",
+    "index_first_axis_residual",
+    "index_put_first_axis",
+    "pad_input",
+    "unpad_input",
+    "unpad_input_for_concatenated_sequences",
+]
+
 
 def unpad_input(
     hidden_states: Tensor, attention_mask: Tensor, unused_mask: Tensor | None = None
@@ -40,6 +49,34 @@ def unpad_input(
     return rows, indices, cu_seqlens, longest, real.sum(-1, dtype=torch.int32)
 
 
+def unpad_input_for_concatenated_sequences(
+    hidden_states: Tensor, attention_mask_in_length: Tensor
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Keep the real rows of a padded batch whose rows of tokens hold several sequences each.
+
+    Args:
+        hidden_states: (B, S, ...).
+        attention_mask_in_length: (B, S) integer, the lengths of the sequences of each row, first to
+            last, then zeros: [2, 3, 0, 0, 0, 0] is a sequence of 2, one of 3 and 1 row of padding.
+
+    Returns:
+        rows (total, ...), their indices (total,) int64 in the flattened batch, cu_seqlens
+        (sequences + 1,) int32 and the longest length as an int (which waits for the device).
+    """
+    if attention_mask_in_length.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            "unpad_input_for_concatenated_sequences: attention_mask_in_length must be (B, S) = "
+            f"{tuple(hidden_states.shape[:2])} as hidden_states is, got "
+            f"{tuple(attention_mask_in_length.shape)}"
+        )
+    columns = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    real = columns < attention_mask_in_length.sum(-1, keepdim=True)
+    rows, indices, *_ = unpad_input(hidden_states, real)
+    lengths = attention_mask_in_length[attention_mask_in_length != 0].to(torch.int32)
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    return rows, indices, cu_seqlens, int(lengths.max()) if lengths.numel() else 0
+
+
 def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     """(total, ...) back to (batch, seqlen, ...), with zeros in the rows that are not kept."""
     padded = index_put_first_axis(hidden_states, indices, batch * seqlen)
@@ -55,3 +92,8 @@ def index_put_first_axis(values: Tensor, indices: Tensor, first_axis_dim: int) -
     """(first_axis_dim, ...) of zeros, with ``values`` at the rows ``indices``."""
     zeros = values.new_zeros((first_axis_dim, *values.shape[1:]))
     return zeros.index_copy(0, indices, values)
+
+
+def index_first_axis_residual(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows ``values[indices]``, and values for the sum that a residual connection makes."""
+    return index_first_axis(values, indices), values

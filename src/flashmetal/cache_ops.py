@@ -100,10 +100,11 @@ def _append_fake(*arguments: Any) -> Tensor:
     return torch.empty_like(inputs.q, memory_format=torch.contiguous_format)
 
 
-_library = torch.library.Library("flashmetal", "FRAGMENT")
+_NAMESPACE = __name__.partition(".")[0]  # as in ops
+_library = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _tags = (torch.Tag.pt2_compliant_tag,)
 _library.define(f"cache_append({_ARGUMENTS}) -> Tensor", tags=_tags)
 _library.impl("cache_append", _append, "CompositeExplicitAutograd")
 _library.impl("cache_append", torch.library.fallthrough_kernel, "Autograd")
-torch.library.register_fake("flashmetal::cache_append", _append_fake, lib=_library)
-_append_op = torch.ops.flashmetal.cache_append.default
+torch.library.register_fake(f"{_NAMESPACE}::cache_append", _append_fake, lib=_library)
+_append_op = getattr(torch.ops, _NAMESPACE).cache_append.default

@@ -32,7 +32,6 @@ _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
 _ENGINES = {"portable": portable, "stock": stock}
 _BACKWARDS = {
-    "metal": metal.backward,
     "portable": portable.backward,
     "stock": stock.backward,
 }
@@ -64,6 +63,19 @@ def dropout_signs(inputs: AttentionInputs, request: Request) -> Tensor:
     problem = AttentionProblem.of(inputs, request)
     mask = dropout_mask(problem, inputs.rng_state, (problem.seqlen_q, problem.seqlen_k))
     return mask.to(inputs.q.dtype) * 2 - 1
+
+
+def attention_backward(
+    inputs: AttentionInputs,
+    request: Request,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    wanted: tuple[str, ...],
+) -> list[Tensor]:
+    """The gradients of a call's inputs that are named, in the order of ``Gradients``."""
+    flags = [name in wanted for name in Gradients._fields]
+    return _backward_op(*inputs, *request, o, lse, grad_o, None, flags)
 
 
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
@@ -173,7 +185,7 @@ def _serve(
     chosen: Plan, problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if chosen.engine == "metal":
-        return metal.forward(problem, inputs, out, kernel=chosen.kernel or "tile")
+        return metal.forward(problem, inputs, out, kernel=chosen.kernel or "simdgroup")
     if chosen.engine != "reference":
         return _ENGINES[chosen.engine].forward(problem, inputs, out)
     o, lse = attention_reference(problem, inputs)
@@ -182,13 +194,9 @@ def _serve(
 
 def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
-    q, k, v, bias, *others = inputs
-    if (
-        q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
-        and (inputs.sinks is None or inputs.sinks.dtype == torch.float32)
-        and False not in [x is None or x.is_contiguous() for x in others]
-    ):
+    if _is_laid_out(inputs):
         return inputs
+    q, k, v, bias, *others = inputs
     vectors = [None if x is None else x.contiguous() for x in others]
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     laid_out = AttentionInputs(q, k, v, bias, *vectors)
@@ -196,18 +204,30 @@ def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     return laid_out._replace(sinks=None if sinks is None else sinks.float())
 
 
+def _is_laid_out(inputs: AttentionInputs) -> bool:
+    for x in inputs[:3]:
+        if x.stride()[-1] != 1:
+            return False
+    for x in inputs[4:]:
+        if x is not None and not x.is_contiguous():
+            return False
+    return inputs.sinks is None or inputs.sinks.dtype == torch.float32
+
+
 def _attention_backward(*arguments: Any) -> list[Tensor]:
     """The gradients asked for by ``wanted``, flags in the order of ``Gradients``."""
     inputs, request = _named(arguments[: _INPUTS + len(Request._fields)])
     o, lse, grad_o, grad_lse, flags = arguments[_INPUTS + len(Request._fields) :]
     problem = AttentionProblem.of(inputs, request)._replace(needs_grad=True)
-    engine = plan(problem, request.impl, request.kernel).backward
-    assert engine is not None
+    chosen = plan(problem, request.impl, request.kernel)
+    assert chosen.backward is not None
     wanted = _wanted(flags)
+    call = problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
     with _without_autocast(problem):
-        found = _BACKWARDS[engine](
-            problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
-        )._asdict()
+        if chosen.backward == "metal":
+            found = metal.backward(*call, kernel=chosen.kernel or "simdgroup")._asdict()
+        else:
+            found = _BACKWARDS[chosen.backward](*call)._asdict()
     return [found[name].to(getattr(inputs, name).dtype) for name in wanted]
 
 
@@ -259,7 +279,9 @@ def _empty_lse(q: Tensor) -> Tensor:
     return q.new_empty(rows, dtype=torch.float32)
 
 
-_library = torch.library.Library("flashmetal", "DEF")
+# The name of the package: the Hugging Face kernels library loads several versions side by side.
+_NAMESPACE = __name__.partition(".")[0]
+_library = torch.library.Library(_NAMESPACE, "DEF")
 _tags = (torch.Tag.pt2_compliant_tag,)
 _library.define(f"attention({_ARGUMENTS}) -> (Tensor, Tensor)", tags=_tags)
 _library.define(f"attention_out(Tensor(a!) out, {_ARGUMENTS}) -> Tensor", tags=_tags)
@@ -273,15 +295,18 @@ _library.impl("attention_out", _attention_out, "CompositeExplicitAutograd")
 _library.impl("attention_backward", _attention_backward, "CompositeExplicitAutograd")
 # Nothing to record: calls that need gradients never come here, and the default is slow.
 _library.impl("attention_out", torch.library.fallthrough_kernel, "Autograd")
-torch.library.register_fake("flashmetal::attention", _attention_fake, lib=_library)
-torch.library.register_fake("flashmetal::attention_out", _attention_out_fake, lib=_library)
+torch.library.register_fake(f"{_NAMESPACE}::attention", _attention_fake, lib=_library)
+torch.library.register_fake(f"{_NAMESPACE}::attention_out", _attention_out_fake, lib=_library)
 torch.library.register_fake(
-    "flashmetal::attention_backward", _attention_backward_fake, lib=_library
+    f"{_NAMESPACE}::attention_backward", _attention_backward_fake, lib=_library
 )
 torch.library.register_autograd(
-    "flashmetal::attention", _backward, setup_context=_setup_context, lib=_library
+    f"{_NAMESPACE}::attention", _backward, setup_context=_setup_context, lib=_library
 )
-torch.library.register_autograd("flashmetal::attention_backward", _no_double_backward, lib=_library)
-_attention_op = torch.ops.flashmetal.attention.default
-_attention_out_op = torch.ops.flashmetal.attention_out.default
-_backward_op = torch.ops.flashmetal.attention_backward.default
+torch.library.register_autograd(
+    f"{_NAMESPACE}::attention_backward", _no_double_backward, lib=_library
+)
+_operators = getattr(torch.ops, _NAMESPACE)
+_attention_op = _operators.attention.default
+_attention_out_op = _operators.attention_out.default
+_backward_op = _operators.attention_backward.default

@@ -8,9 +8,11 @@ import torch
 import flashmetal
 from flashmetal.bert_padding import (
     index_first_axis,
+    index_first_axis_residual,
     index_put_first_axis,
     pad_input,
     unpad_input,
+    unpad_input_for_concatenated_sequences,
 )
 
 MASK = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 1, 0, 1], [1, 1, 1, 1, 1]])
@@ -71,6 +73,31 @@ def test_index_functions_are_inverse() -> None:
     put = index_put_first_axis(rows, indices, 7)
     assert torch.equal(put[indices], rows)
     assert torch.all(put[[1, 3, 4, 6]] == 0)
+
+
+def test_rows_of_several_sequences() -> None:
+    lengths = torch.tensor([[2, 3, 0, 0, 0, 0], [3, 2, 0, 0, 0, 0], [6, 0, 0, 0, 0, 0]])
+    padded = torch.randn(3, 6, 2)
+    rows, indices, cu_seqlens, longest = unpad_input_for_concatenated_sequences(padded, lengths)
+    assert indices.tolist() == [*range(5), *range(6, 11), *range(12, 18)]
+    assert torch.equal(rows, padded.flatten(0, 1)[indices])
+    assert cu_seqlens.tolist() == [0, 2, 5, 8, 10, 16]
+    assert cu_seqlens.dtype == torch.int32
+    assert longest == 6
+    empty = unpad_input_for_concatenated_sequences(padded, lengths * 0)
+    assert (len(empty[0]), empty[2].tolist(), empty[3]) == (0, [0], 0)
+    with pytest.raises(ValueError, match="attention_mask_in_length must be"):
+        unpad_input_for_concatenated_sequences(padded, lengths[:2])
+
+
+def test_a_residual_has_gradients_of_both_uses() -> None:
+    values = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+
+    def layer(values: torch.Tensor) -> torch.Tensor:
+        rows, residual = index_first_axis_residual(values, torch.tensor([3, 0]))
+        return torch.cat((rows.square(), residual))
+
+    assert torch.autograd.gradcheck(layer, values)
 
 
 @pytest.mark.parametrize("mask", [MASK[:3], MASK[:, :4], MASK[0]])
