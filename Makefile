@@ -14,6 +14,10 @@ TORCH_INDEX ?=
 CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests metalsim/benchmarks \
 	-name '*.metal' -o -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
+# Those with Metal 4's tensors need 4.0; the examples of lint's own tests break its rules.
+METAL_SOURCES = $(shell find metalsim -name '*.metal' -not -path '*/tests/linter/*')
+TENSOR_SOURCES = $(shell grep -lE 'metal_tensor|MetalPerformance' $(METAL_SOURCES))
+
 .PHONY: help demo serve train test test-all lint bench clean
 
 help:
@@ -21,7 +25,7 @@ help:
 	@echo "make serve     many requests from one paged cache, beside transformers' own ways"
 	@echo "make train     fine-tune a small model with flashmetal, then with eager attention"
 	@echo "make test      the tests (WORKERS=2 processes); make test-all adds the long matrix"
-	@echo "make lint      ruff, pyright, clang-format"
+	@echo "make lint      ruff, pyright, clang-format, and metalsim's lint of every kernel"
 	@echo "make bench     the engines against torch's own attention: table, plots, results file"
 	@echo "make clean     remove .venv and caches"
 
@@ -45,6 +49,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/metalsim lint $(filter-out $(TENSOR_SOURCES),$(METAL_SOURCES))
+	$(BIN)/metalsim lint --metal-version 4.0 $(TENSOR_SOURCES)
+	$(BIN)/python -m tests.kernels.lint_variants
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py

@@ -35,7 +35,7 @@ class Case(NamedTuple):
     name: str
     inputs: dict[str, Any]
     backward: bool = False
-    kernel: str = "tile"
+    kernel: str = "simdgroup"
 
 
 _DENSE = {"seqlen_q": 256, "heads_q": 2, "head_dim": 64, "dtype": torch.float16}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 
+# Where the engines' tests run: FLASHMETAL_TEST_DEVICE=cuda takes them to a GPU.
+DEVICE = os.environ.get("FLASHMETAL_TEST_DEVICE", "cpu")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPE: dict[str, Any] = {
     "seqlen_q": 37,
@@ -13,6 +16,7 @@ SHAPE: dict[str, Any] = {
     "heads_q": 4,
     "heads_k": 2,
     "head_dim": 32,
+    "device": DEVICE,
 }
 FULL_OR_CAUSAL: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -75,7 +75,7 @@ def flash_attn_func(
         return_lse: return (out, lse).
         impl: "auto", or an engine that must serve the call: "metal", "portable", "stock",
             "reference".
-        kernel: "tile" or "scalar", with ``impl="metal"`` only.
+        kernel: "tensor", "simdgroup", "scalar" or "decode", with ``impl="metal"`` only.
 
     Returns:
         out (B, Sq, Hq, Dv), contiguous, in q's dtype. lse is (B, Hq, Sq) float32, the natural
@@ -199,10 +199,9 @@ def flash_attn_varlen_func(
     Returns out (total_q, Hq, Dv); lse is (Hq, total_q).
     """
     function = "flash_attn_varlen_func"
-    inputs = AttentionInputs(
-        q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table
-    )
-    inputs = inputs._replace(k_scale=k_scale, v_scale=v_scale)
+    lengths_of = cu_seqlens_q, cu_seqlens_k, seqused_k
+    cache = block_table, None, k_scale, v_scale
+    inputs = AttentionInputs(q, k, v, bias, alibi_slopes, s_aux, *lengths_of, *cache)
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     lengths = max_seqlen_q, max_seqlen_k
     request = make_request(function, dropout_p, *options, lengths, validate)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from itertools import pairwise
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("auto", "metal", "portable", "stock", "reference")
-KERNELS = ("tile", "scalar", "decode")
+KERNELS = ("tensor", "simdgroup", "scalar", "decode")
 # Of a tensor: its shape, dtype and device, and whether it requires gradients.
 Facts = tuple[tuple[int, ...], torch.dtype, torch.device, bool]
 
@@ -319,8 +320,7 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
         offsets_k = checked_offsets(function, "q", starts_q, *sides[0])
         if starts_k is not None and (starts_k is not starts_q or sides[0] != sides[1]):
             offsets_k = checked_offsets(function, "k", starts_k, *sides[1])
-    for name in ("seqused_k", "leftpad_k"):
-        counts: Tensor | None = getattr(inputs, name)
+    for name, counts in ("seqused_k", inputs.seqused_k), ("leftpad_k", inputs.leftpad_k):
         if counts is None or not is_readable(counts, request.validate):
             continue
         most = [problem.seqlen_k] * problem.batch
@@ -371,20 +371,25 @@ def checked_offsets(
             f"{starts[0]} to {starts[-1]}"
         )
     start = 0
-    for index, end in enumerate(starts):
+    for end in starts:
+        if not 0 <= end - start <= longest:
+            _refuse_offsets(function, side, starts, longest)
+        start = end
+    return starts
+
+
+def _refuse_offsets(function: str, side: str, starts: list[int], longest: int) -> NoReturn:
+    for index, (start, end) in enumerate(pairwise(starts)):
         if end < start:
             raise ValueError(
                 f"{function}: cu_seqlens_{side} must not decrease, got {start} followed by {end} "
-                f"at {index - 1}"
+                f"at {index}"
             )
-        if end - start > longest:
-            most = max(map(operator.sub, starts[1:], starts))
-            raise ValueError(
-                f"{function}: max_seqlen_{side} must be at least the longest sequence, {most}, got "
-                f"{longest}"
-            )
-        start = end
-    return starts
+    most = max(map(operator.sub, starts[1:], starts))
+    raise ValueError(
+        f"{function}: max_seqlen_{side} must be at least the longest sequence, {most}, got "
+        f"{longest}"
+    )
 
 
 def check_out(

@@ -32,7 +32,6 @@ _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
 _ENGINES = {"portable": portable, "stock": stock}
 _BACKWARDS = {
-    "metal": metal.backward,
     "portable": portable.backward,
     "stock": stock.backward,
 }
@@ -186,7 +185,7 @@ def _serve(
     chosen: Plan, problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if chosen.engine == "metal":
-        return metal.forward(problem, inputs, out, kernel=chosen.kernel or "tile")
+        return metal.forward(problem, inputs, out, kernel=chosen.kernel or "simdgroup")
     if chosen.engine != "reference":
         return _ENGINES[chosen.engine].forward(problem, inputs, out)
     o, lse = attention_reference(problem, inputs)
@@ -195,13 +194,9 @@ def _serve(
 
 def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     """The inputs as engines take them: q, k, v with last stride 1, vectors contiguous."""
-    q, k, v, bias, *others = inputs
-    if (
-        q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
-        and (inputs.sinks is None or inputs.sinks.dtype == torch.float32)
-        and False not in [x is None or x.is_contiguous() for x in others]
-    ):
+    if _is_laid_out(inputs):
         return inputs
+    q, k, v, bias, *others = inputs
     vectors = [None if x is None else x.contiguous() for x in others]
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     laid_out = AttentionInputs(q, k, v, bias, *vectors)
@@ -209,18 +204,30 @@ def _laid_out(inputs: AttentionInputs) -> AttentionInputs:
     return laid_out._replace(sinks=None if sinks is None else sinks.float())
 
 
+def _is_laid_out(inputs: AttentionInputs) -> bool:
+    for x in inputs[:3]:
+        if x.stride()[-1] != 1:
+            return False
+    for x in inputs[4:]:
+        if x is not None and not x.is_contiguous():
+            return False
+    return inputs.sinks is None or inputs.sinks.dtype == torch.float32
+
+
 def _attention_backward(*arguments: Any) -> list[Tensor]:
     """The gradients asked for by ``wanted``, flags in the order of ``Gradients``."""
     inputs, request = _named(arguments[: _INPUTS + len(Request._fields)])
     o, lse, grad_o, grad_lse, flags = arguments[_INPUTS + len(Request._fields) :]
     problem = AttentionProblem.of(inputs, request)._replace(needs_grad=True)
-    engine = plan(problem, request.impl, request.kernel).backward
-    assert engine is not None
+    chosen = plan(problem, request.impl, request.kernel)
+    assert chosen.backward is not None
     wanted = _wanted(flags)
+    call = problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
     with _without_autocast(problem):
-        found = _BACKWARDS[engine](
-            problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
-        )._asdict()
+        if chosen.backward == "metal":
+            found = metal.backward(*call, kernel=chosen.kernel or "simdgroup")._asdict()
+        else:
+            found = _BACKWARDS[chosen.backward](*call)._asdict()
     return [found[name].to(getattr(inputs, name).dtype) for name in wanted]
 
 

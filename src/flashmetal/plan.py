@@ -6,8 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .engines import metal, portable, stock
-from .engines.metal.gpu import Gpu
-from .engines.metal.runtime import runtime_for
+from .engines.metal.runtime import Runtime, runtime_for
 from .problem import AttentionProblem
 
 ENGINES = ("metal", "stock", "portable", "reference")
@@ -39,12 +38,13 @@ def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = Non
     ``impl`` is "auto" or an engine's name, ``kernel`` picks among the Metal kernels. An explicit
     choice never falls back: NotImplementedError carries the engine's reason.
     """
-    runtime = runtime_for(problem.device)
-    return _plan(problem, impl, kernel, runtime.gpu if runtime else None)
+    return _plan(problem, impl, kernel, runtime_for(problem.device))
 
 
 @lru_cache(maxsize=4096)
-def _plan(problem: AttentionProblem, impl: str, kernel: str | None, gpu: Gpu | None) -> Plan:
+def _plan(
+    problem: AttentionProblem, impl: str, kernel: str | None, runtime: Runtime | None
+) -> Plan:
     if impl != "auto":
         return _explicit(problem, impl, kernel)
     refusals: list[tuple[str, str]] = []

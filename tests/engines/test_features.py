@@ -13,7 +13,7 @@ from flashmetal.engines import panels, portable, stock
 from flashmetal.problem import AttentionInputs, AttentionProblem, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
 
-from ..features import CACHES, DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
+from ..features import CACHES, DEVICE, DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
 
 SMALL_TILES = panels.Tiling(block_q=16, scores=1, least_keys=24)
 REFUSED_BY_STOCK = "k_format v_format window_left alibi".split()
@@ -87,6 +87,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
         "strided": draw(st.booleans()),
         "poison": draw(st.booleans()),
         "seed": draw(st.integers(0, 99)),
+        "device": DEVICE,
     }
     lengths_k = draw(st.lists(length, min_size=batch, max_size=batch))
     if draw(st.booleans()):

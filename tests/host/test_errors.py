@@ -103,7 +103,7 @@ DENSE: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "sinks are a list": ({"s_aux": [0.0] * 4}, TypeError, "s_aux must be a torch.Tensor, got list"),
     "unknown impl": ({"impl": "cuda"}, ValueError, "impl must be one of"),
     "unknown kernel": ({"impl": "metal", "kernel": "fast"}, ValueError, "kernel must be one of"),
-    "kernel without metal": ({"kernel": "tile"}, ValueError, "needs impl='metal'"),
+    "kernel without metal": ({"kernel": "simdgroup"}, ValueError, "needs impl='metal'"),
 }
 VARLEN: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "q is dense": ({"q": randn(1, 5, 4, 8)}, ValueError, "q must be (total_q, heads"),

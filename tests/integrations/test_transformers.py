@@ -7,109 +7,32 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    BertConfig,
-    BertModel,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import (
     causal_mask_function,
     chunked_causal_mask_function,
-    sdpa_mask,
     sliding_window_causal_mask_function,
 )
 
+from flashmetal import flash_attn_func
 from flashmetal.integrations import transformers as integration
 
-SIZES: dict[str, Any] = dict(
-    vocab_size=97,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=128,
+from .tiny_models import (
+    DECODERS,
+    DTYPES,
+    ENCODERS,
+    EXACT,
+    KINDS,
+    OTHERS,
+    PADDINGS,
+    assert_within_eager_error,
+    exact_attention,
+    exact_mask,
+    make_batch,
+    make_inputs,
+    make_model,
+    run,
 )
-WINDOW = 7
-DECODERS: dict[str, Any] = {
-    "llama-gqa": (LlamaForCausalLM, LlamaConfig, dict(num_key_value_heads=2)),
-    "mistral-window": (
-        MistralForCausalLM,
-        MistralConfig,
-        dict(num_key_value_heads=1, sliding_window=WINDOW),
-    ),
-    "gemma2-softcap": (
-        Gemma2ForCausalLM,
-        Gemma2Config,
-        dict(
-            num_key_value_heads=2,
-            head_dim=24,
-            sliding_window=WINDOW,
-            attn_logit_softcapping=2.0,
-            query_pre_attn_scalar=16,
-        ),
-    ),
-    "gpt-oss-sinks": (
-        GptOssForCausalLM,
-        GptOssConfig,
-        dict(
-            num_key_value_heads=2,
-            head_dim=16,
-            sliding_window=WINDOW,
-            num_local_experts=2,
-            num_experts_per_tok=2,  # all of them: routing never flips on a rounding
-        ),
-    ),
-}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PADDINGS = ("none", "left", "right")
-
-
-EXACT = "exact_attention"
-
-
-def exact_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    position_bias: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention in the inputs' dtype throughout; the models' own has its softmax in float32."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if position_bias is not None:
-        scores = scores + position_bias
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    sinks = torch.full(scores.shape[:-1], -torch.inf, dtype=scores.dtype)
-    if s_aux is not None:
-        sinks = s_aux[None, :, None].expand_as(sinks)
-    weights = torch.cat([scores, sinks[..., None]], -1).softmax(-1)[..., :-1].nan_to_num(0.0)
-    return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-def exact_mask(**kwargs: Any) -> torch.Tensor | None:
-    return sdpa_mask(**{**kwargs, "allow_is_causal_skip": False})
 
 
 @pytest.fixture(autouse=True)
@@ -121,66 +44,42 @@ def registered() -> Iterator[None]:
     integration.unregister()
 
 
-def make_decoder(kind: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A random model with scores and sinks large enough for each feature to change the logits."""
-    model_class, config_class, extra = DECODERS[kind]
-    torch.manual_seed(0)
-    config = config_class(**SIZES, **extra, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    model = model_class(config).eval()
-    if kind == "gpt-oss-sinks":
-        model.set_experts_implementation("eager")  # the default one has no float64
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "q_proj" in name or "k_proj" in name:
-                parameter.mul_(8)
-            if "sinks" in name:
-                parameter.normal_()
-    return model.to(dtype)
-
-
-def make_batch(padding: str, length: int = 19) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    ids = torch.randint(3, SIZES["vocab_size"], (3, length))
-    real = torch.ones_like(ids)
-    for row, missing in enumerate((0, 5, 12)):
-        if padding == "left":
-            real[row, :missing] = 0
-        if padding == "right":
-            real[row, length - missing :] = 0
-    return {"input_ids": ids, "attention_mask": real}
-
-
-def run(model: PreTrainedModel, implementation: str, **inputs: Any) -> torch.Tensor:
-    model.set_attn_implementation(implementation)
-    with torch.no_grad():
-        return model(**inputs)[0]
-
-
-def assert_within_eager_error(model: PreTrainedModel, inputs: dict[str, Any]) -> None:
-    """Our error against a float64 run is at most twice the sum of eager's and one rounding."""
-    dtype = model.dtype
-    real = inputs["attention_mask"].bool()
-    ours = run(model, integration.NAME, **inputs)[real]
-    eager = run(model, "eager", **inputs)[real]
-    exact = run(model.double(), EXACT, **inputs)[real]
-    rounding = torch.finfo(dtype).eps * exact.abs().max()
-    budget = 2 * ((eager.double() - exact).abs().max() + rounding)
-    error = (ours.double() - exact).abs().max()
-    assert error <= budget, f"error {error:.3e}, budget {budget:.3e}"
-
-
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", DECODERS)
-def test_prefill_logits_match_eager(kind: str, dtype: str, padding: str) -> None:
-    assert_within_eager_error(make_decoder(kind, DTYPES[dtype]), make_batch(padding))
+@pytest.mark.parametrize("kind", DECODERS | ENCODERS)
+def test_logits_of_a_batch_match_eager(kind: str, dtype: str, padding: str) -> None:
+    batch = make_batch(padding)
+    real = batch["attention_mask"].bool()
+    assert_within_eager_error(make_model(kind, DTYPES[dtype]), integration.NAME, batch, real)
+
+
+@pytest.mark.parametrize("padding", ["none", "right"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", OTHERS)
+def test_images_and_sounds_match_eager(kind: str, dtype: str, padding: str) -> None:
+    inputs = make_inputs(kind, DTYPES[dtype], padding)
+    real = inputs["decoder_attention_mask"].bool() if kind == "whisper" else ...
+    assert_within_eager_error(make_model(kind, DTYPES[dtype]), integration.NAME, inputs, real)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layer_is_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def spy(q: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(tuple(q.shape))
+        return flash_attn_func(q, *args, **kwargs)
+
+    monkeypatch.setattr(integration, "flash_attn_func", spy)
+    run(make_model(kind), integration.NAME, **make_inputs(kind, torch.float32, "right"))
+    assert len(calls) == {"clip": 4, "whisper": 6}.get(kind, 2)
 
 
 @pytest.mark.parametrize("cache", [None, "static"], ids=["dynamic", "static"])
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("kind", DECODERS)
 def test_generated_tokens_equal_eager(kind: str, padding: str, cache: str | None) -> None:
-    model = make_decoder(kind, torch.float32)
+    model = make_model(kind)
     batch = make_batch(padding)
     options: dict[str, Any] = dict(
         max_new_tokens=12,
@@ -198,7 +97,7 @@ def test_generated_tokens_equal_eager(kind: str, padding: str, cache: str | None
 
 def test_prefill_in_two_parts_matches_one() -> None:
     """The second part's queries stand at the end of the keys: bottom-right alignment."""
-    model = make_decoder("mistral-window", torch.float32)
+    model = make_model("mistral-window")
     ids = make_batch("none")["input_ids"]
     model.set_attn_implementation(integration.NAME)
     with torch.no_grad():
@@ -208,25 +107,8 @@ def test_prefill_in_two_parts_matches_one() -> None:
     torch.testing.assert_close(second.logits, whole[:, 10:])
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_encoder_matches_eager(dtype: str, padding: str) -> None:
-    torch.manual_seed(0)
-    model = BertModel(BertConfig(**SIZES)).eval().to(DTYPES[dtype])
-    assert_within_eager_error(model, make_batch(padding))
-
-
-def test_learned_position_bias_matches_eager() -> None:
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=97, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, dropout_rate=0.0
-    )
-    model = T5EncoderModel(config).eval()
-    assert_within_eager_error(model, make_batch("right"))
-
-
 def test_packed_sequences_do_not_see_each_other() -> None:
-    model = make_decoder("llama-gqa", torch.float32)
+    model = make_model("llama-gqa")
     ids = make_batch("none")["input_ids"][:1]
     positions = torch.cat([torch.arange(8), torch.arange(11)])[None]
     inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
@@ -236,7 +118,7 @@ def test_packed_sequences_do_not_see_each_other() -> None:
 
 
 def test_gradients_match_eager() -> None:
-    model = make_decoder("gpt-oss-sinks", torch.float32)
+    model = make_model("gpt-oss-sinks")
     batch = make_batch("left")
     gradients = []
     for implementation in ("eager", integration.NAME):
@@ -250,7 +132,7 @@ def test_gradients_match_eager() -> None:
 
 
 def test_compiles_to_one_graph() -> None:
-    model = make_decoder("llama-gqa", torch.float32)
+    model = make_model("llama-gqa")
     model.set_attn_implementation(integration.NAME)
     ids = make_batch("none")["input_ids"]
     with torch.no_grad():
@@ -304,4 +186,4 @@ def test_unregister_takes_the_name_back() -> None:
     integration.unregister()
     assert integration.NAME not in AttentionInterface()
     with pytest.raises(ValueError, match=integration.NAME):
-        make_decoder("llama-gqa", torch.float32).set_attn_implementation(integration.NAME)
+        make_model("llama-gqa").set_attn_implementation(integration.NAME)

@@ -8,9 +8,11 @@ between blocks happens.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -36,17 +38,23 @@ class Launch(NamedTuple):
     call: Callable[[dict[str, Any]], tuple[Tensor, ...]]
     fields: dict[str, Any] = {}  # noqa: RUF012
     gpu: str = "M1"
+    layout: str = "apple10"  # of cooperative tensors
 
     def run(self, compile_shader: CompileShader) -> tuple[Tensor, ...]:
         """The results of the real kernels, as `compile_shader` makes them."""
-        with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(self.gpu))):
+        layout = patch.dict(os.environ, METALSIM_COOPERATIVE_LAYOUT=self.layout)
+        with layout, metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(self.gpu))):
             return self.call({**SHAPE, **self.fields})
 
 
-def tile(fields: dict[str, Any], kernel: str = "tile") -> tuple[Tensor, ...]:
+def tile(fields: dict[str, Any], kernel: str = "simdgroup") -> tuple[Tensor, ...]:
     problem, inputs = make_inputs(**fields)
     o = inputs.q.new_full((*inputs.q.shape[:-1], problem.head_dim_v), math.nan)
     return metal.forward(problem, inputs, o, kernel=kernel)
+
+
+def tensor(fields: dict[str, Any]) -> tuple[Tensor, ...]:
+    return tile(fields, "tensor")
 
 
 def scalar(fields: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -69,7 +77,11 @@ def append(fields: dict[str, Any]) -> tuple[Tensor, ...]:
     return tuple(x for x in results if x is not None)
 
 
-def gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
+def tensor_gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
+    return gradients(fields, "tensor")
+
+
+def gradients(fields: dict[str, Any], kernel: str = "simdgroup") -> tuple[Tensor, ...]:
     problem, inputs = make_inputs(**fields)
     o, lse = attention_reference(problem, inputs)
     wanted = tuple(
@@ -79,7 +91,7 @@ def gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
     )
     generator = torch.Generator().manual_seed(1)
     grad_o = torch.randn(o.shape, generator=generator, dtype=o.dtype)
-    made = backward(problem, inputs, o, lse, grad_o, None, wanted)
+    made = backward(problem, inputs, o, lse, grad_o, None, wanted, kernel)
     return tuple(getattr(made, name) for name in wanted)
 
 
@@ -92,6 +104,10 @@ LAUNCHES: dict[str, Launch] = {
     "tile, window and sinks": Launch(tile, {"window_left": 20, "window_right": 5, "sinks": True}),
     "tile, varlen": Launch(tile, VARLEN),
     "tile, head dim 256": Launch(tile, {"head_dim": 256, "seqlen_q": 33, "seqlen_k": 40}),
+    "tile, head dim 320": Launch(tile, {"head_dim": 320, "seqlen_q": 33, "seqlen_k": 40}),
+    "tensor": Launch(tensor, {"dtype": torch.float16, "window_right": 0}, "M5"),
+    "tensor, unknown layout": Launch(tensor, {"head_dim": 40}, "M5", "random:1"),
+    "tensor, head dim 192": Launch(tensor, {"head_dim": 192}, "M5"),
     "scalar": Launch(scalar, {"window_right": 0, "sinks": True}),
     "scalar, varlen": Launch(scalar, VARLEN),
     "tile, pages": Launch(tile, {**PAGES, "k_format": "int8", "v_format": "int4"}),
@@ -105,6 +121,9 @@ LAUNCHES: dict[str, Launch] = {
     "backward, M3": Launch(gradients, {"dtype": torch.float16, "window_right": 0}, "M3"),
     "backward, varlen": Launch(gradients, {**VARLEN, "sinks": True, "alibi": True}),
     "backward, head dim 128": Launch(gradients, {"head_dim": 128}),
+    "backward, head dim 192": Launch(gradients, {"head_dim": 192, "bias": True}),
+    "decode, head dim 320": Launch(decode, {"seqlen_q": 1, "head_dim": 320, "seqlen_k": 150}),
+    "backward, tensor": Launch(tensor_gradients, {"dtype": torch.float16, "bias": True}, "M5"),
 }
 
 GALLERY = Path(metalsim.__file__).parents[2] / "gallery"

@@ -21,11 +21,14 @@ TILE_GPUS = ("M1", "M3")  # one chip of each tile table
 
 
 @cache
-def runtime(gpu: str = "M1", check: bool = False) -> Runtime:
-    """One simulated runtime a chip, so that variants are loaded once a process."""
+def runtime(gpu: str = "M1", check: bool = False, layout: str | None = None) -> Runtime:
+    """One simulated runtime a chip, so that variants are loaded once a process.
+
+    ``layout`` is that of cooperative tensors, as metalsim names it.
+    """
 
     def compile_shader(source: str) -> metalsim.ShaderLibrary:
-        return metalsim.compile_shader(source, check=check)
+        return metalsim.compile_shader(source, check=check, cooperative_layout=layout)
 
     return Runtime(compile_shader, "cpu", Gpu.named(gpu))
 
@@ -35,7 +38,7 @@ def simulated_forward(
     inputs: AttentionInputs,
     *,
     gpu: str = "M1",
-    kernel: str = "tile",
+    kernel: str = "simdgroup",
     check: bool = False,
     compile_shader: Callable[[str], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -76,7 +79,7 @@ def counted_forward(
     inputs: AttentionInputs,
     *,
     gpu: str = "M1",
-    kernel: str = "tile",
+    kernel: str = "simdgroup",
 ) -> Counter[str]:
     """The simulator's counters of one call, all its launches together."""
     with counted(gpu) as counters:

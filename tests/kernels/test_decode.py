@@ -39,7 +39,7 @@ def test_decode(feature: str, dtype: torch.dtype, splits: int) -> None:
     check({**SHAPE, **CALLS[feature], "dtype": dtype}, "decode", splits)
 
 
-@pytest.mark.parametrize("kernel", ["tile", "scalar"])
+@pytest.mark.parametrize("kernel", ["simdgroup", "scalar"])
 @pytest.mark.parametrize(
     ("feature", "dtype"), list(zip(CACHES, cycle(DTYPES), strict=False)), ids=str
 )
@@ -113,9 +113,9 @@ def test_equal_bits_under_eight_schedules(schedule: int) -> None:
 def test_the_plan_decodes_few_queries_and_says_what_it_cannot() -> None:
     with metal_runtime(runtime()):
         assert plan(make_inputs(**FEW)[0], "metal").kernel == "decode"
-        assert plan(make_inputs(**SHAPE)[0], "metal").kernel == "tile"
+        assert plan(make_inputs(**SHAPE)[0], "metal").kernel == "simdgroup"
         dropped = make_inputs(**FEW, dropout_p=0.1)[0]
-        assert plan(dropped, "metal").kernel == "tile"
+        assert plan(dropped, "metal").kernel == "simdgroup"
         with pytest.raises(NotImplementedError, match="decode kernel has no dropout"):
             plan(dropped, "metal", "decode")
 

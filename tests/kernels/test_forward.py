@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPE = {"seqlen_q": 37, "seqlen_k": 70, "heads_q": 4, "heads_k": 2, "head_dim": 64}
 
 
-@pytest.mark.parametrize("kernel", ["tile", "scalar"])
+@pytest.mark.parametrize("kernel", ["simdgroup", "scalar"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("feature", FEATURES)
 def test_feature(feature: str, dtype: torch.dtype, kernel: str) -> None:
@@ -109,7 +109,8 @@ def check_combination(fields: dict[str, object], gpu: str, kernel: str) -> None:
     assert_matches_reference(o, lse, problem, inputs)
 
 
-ANY_COMBINATION = given(problems(), st.sampled_from(TILE_GPUS), st.sampled_from(["tile", "scalar"]))
+KERNELS = ["simdgroup", "scalar"]
+ANY_COMBINATION = given(problems(), st.sampled_from(TILE_GPUS), st.sampled_from(KERNELS))
 UNHURRIED = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 

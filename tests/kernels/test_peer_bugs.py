@@ -14,7 +14,7 @@ from flashmetal.testing import assert_matches_reference, make_inputs
 
 from .simulated import bits, simulated_forward
 
-KERNELS = pytest.mark.parametrize("kernel", ["tile", "scalar"])
+KERNELS = pytest.mark.parametrize("kernel", ["simdgroup", "scalar"])
 SHAPE = {"seqlen_q": 40, "seqlen_k": 56, "heads_q": 2, "heads_k": 1, "head_dim": 32}
 
 

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "ops.py": {"api", "integrations"},
     "reference.py": {"api", "ops", "plan", "engines", "integrations"},
     "engines": {"api", "ops", "plan", "integrations"},
+    "distributed": {"api", "engines", "integrations", "reference"},
     "integrations": {"problem", "ops", "plan", "engines", "reference"},
 }
 

@@ -17,6 +17,7 @@ from .errors import (
 )
 from .findings import Access, Finding, collect_findings
 from .library import Kernel, ShaderLibrary, compile_shader
+from .linter import LintFinding, lint
 from .schedule import Schedule, schedule
 
 __all__ = [
@@ -31,11 +32,13 @@ __all__ = [
     "Kernel",
     "KernelNotFoundError",
     "KernelReportedError",
+    "LintFinding",
     "Schedule",
     "ShaderLibrary",
     "SimulationError",
     "ThreadgroupMemoryError",
     "collect_findings",
     "compile_shader",
+    "lint",
     "schedule",
 ]

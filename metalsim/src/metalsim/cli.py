@@ -1,4 +1,5 @@
-"""The command line: `metalsim run`, `check` and `profile`; needs numpy (the extra `cli`)."""
+"""The command line: `metalsim run`, `check` and `profile`, which need numpy (the extra `cli`), and
+`lint`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
 from .findings import collect_findings
 from .grid import read_grid
 from .library import Kernel, compile_shader
+from .linter.command import add_lint, lint_files
 from .profile_report import lines_table, prediction_table, totals_table
+from .quoted_lines import line_of, line_of_file, quote_errors
 from .schedule import schedule
 from .timing import Chip, Prediction, chip, predict, work_of_counters
 
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from .frontend import FunctionConstant
     from .lines import Location
 
-_ERROR = re.compile(r"(.+?):(\d+):(\d+): error: .*")
 _LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
 _LINE_OF_SOURCE = re.compile(rf"{PROGRAM_SOURCE}:(\d+)")
 _OWN_INCLUDE = re.compile(r"^\s*#\s*include\s+(?!<metal_)", re.MULTILINE)
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unexpected result, 2 for a command that cannot be carried out.
     """
     options = _parser().parse_args(arguments)
+    if options.command == "lint":
+        return lint_files(options)
     path: Path = options.source
     try:
         source = path.read_text(encoding="utf-8")
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[options.command](options, source)
     except SyntaxError as error:
-        print(_quote_errors(str(error), path, source), file=sys.stderr)
+        print(quote_errors(str(error), path, source), file=sys.stderr)
         return 1
     except SimulationError as error:
         print(_quote_finding(error, options.kernel, path, source), file=sys.stderr)
@@ -101,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "see docs/time_model.md for its errors",
     )
     profile.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_lint(commands.add_parser("lint", help="what Apple's compiler would refuse of .metal files"))
     return parser
 
 
@@ -228,9 +233,9 @@ def _prediction(
 
 def _source_line(location: Location, options: argparse.Namespace, source: str) -> str:
     if location.file == PROGRAM_SOURCE:
-        return _line(source, location.line)
+        return line_of(source, location.line)
     directories = [options.source.parent, *map(Path, options.include)]
-    found = (_line_of_file(folder / location.file, location.line) for folder in directories)
+    found = (line_of_file(folder / location.file, location.line) for folder in directories)
     return next((text for text in found if text), "")
 
 
@@ -278,24 +283,6 @@ def _constant(word: str) -> tuple[str, FunctionConstant]:
         ) from None
 
 
-def _quote_errors(errors: str, path: Path, source: str) -> str:
-    """The compiler's errors, each with its line and a caret under its column."""
-    text = list[str]()
-    for error in errors.splitlines():
-        match = _ERROR.fullmatch(error)
-        if match is None:
-            text.append(error)
-            continue
-        file, line, column = match[1], int(match[2]), int(match[3])
-        own = file == PROGRAM_SOURCE
-        text.append(f"{path}{error.removeprefix(file)}" if own else error)
-        quoted = _line(source, line) if own else _line_of_file(Path(file), line)
-        if quoted:
-            margin = re.sub(r"[^\t]", " ", quoted[: column - 1])
-            text += [f"  {quoted}", f"  {margin}^"]
-    return "\n".join(text)
-
-
 def _quote_finding(error: SimulationError, kernel: str, path: Path, source: str) -> str:
     """What went wrong in a launch, with the lines of the source that it names."""
     message = str(error).replace(f"{PROGRAM_SOURCE}:", f"{path}:")
@@ -303,18 +290,6 @@ def _quote_finding(error: SimulationError, kernel: str, path: Path, source: str)
     # A bare "line 4" may be one of an included file.
     pattern = _LINE_OF_SOURCE if _OWN_INCLUDE.search(source) else _LINE
     for line in sorted({int(match[1]) for match in pattern.finditer(str(error))}):
-        if quoted := _line(source, line):
+        if quoted := line_of(source, line):
             text.append(f"  {line:>5} | {quoted}")
     return "\n".join(text)
-
-
-def _line(source: str, line: int) -> str:
-    lines = source.splitlines()
-    return lines[line - 1] if 0 < line <= len(lines) else ""
-
-
-def _line_of_file(path: Path, line: int) -> str:
-    try:
-        return _line(path.read_text(encoding="utf-8"), line)
-    except OSError:
-        return ""

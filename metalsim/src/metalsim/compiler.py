@@ -53,6 +53,19 @@ def find_compiler() -> Compiler:
     return _find(os.environ.get("METALSIM_CXX", ""), os.environ.get("PATH", os.defpath))
 
 
+def find_clang() -> Compiler | None:
+    """The compiler that `find_compiler` finds if it is a clang, else a clang++ from the path, else
+    None."""
+    try:
+        compiler = find_compiler()
+        if compiler.family != "gcc":
+            return compiler
+    except CompilerNotFoundError:
+        pass
+    programs = _clang_programs(os.environ.get("PATH", os.defpath))
+    return _compiler((programs[0],), programs[0]) if programs else None
+
+
 @functools.lru_cache(maxsize=8)
 def _find(chosen: str, path: str) -> Compiler:
     if chosen:

@@ -16,7 +16,9 @@ _MACRO_WORDS = {
 }
 
 
-class _Message(NamedTuple):
+class Message(NamedTuple):
+    """One message of the compiler, at a line and column of what it was given."""
+
     kind: str
     source: str
     line: int
@@ -27,18 +29,18 @@ class _Message(NamedTuple):
 def compile_error(output: str, translation: Translation) -> SyntaxError | None:
     """All errors of the compiler's `output` as one SyntaxError, placed at the first; None if it
     holds none."""
-    messages = [message for line in output.splitlines() if (message := _parse(line))]
+    messages = read_messages(output)
     user_sources = {segment.source for segment in translation.preprocessed.segments}
-    found = list[_Message]()
+    found = list[Message]()
     for index, message in enumerate(messages):
         if message.kind not in ("error", "fatal error"):
             continue
-        placed = _in_user_source(messages, index, user_sources)
+        placed = in_user_source(messages, index, user_sources)
         if placed is not None and placed not in found:
             found.append(placed)
     if not found:
         return None
-    placed = [_to_user_column(message, translation) for message in found]
+    placed = [to_user_column(message, translation) for message in found]
     text = "\n".join(
         f"{message.source}:{message.line}:{message.column}: error: {message.text}"
         for message in placed
@@ -48,7 +50,12 @@ def compile_error(output: str, translation: Translation) -> SyntaxError | None:
     return SyntaxError(text, (first.source, first.line, first.column, quoted))
 
 
-def _parse(line: str) -> _Message | None:
+def read_messages(output: str) -> list[Message]:
+    """The messages in what a compiler printed."""
+    return [message for line in output.splitlines() if (message := _parse(line))]
+
+
+def _parse(line: str) -> Message | None:
     for kind in _KINDS:
         place, separator, text = line.partition(f" {kind}: ")
         if kind == "required from here" and line.endswith(kind):
@@ -57,13 +64,11 @@ def _parse(line: str) -> _Message | None:
             continue
         parts = place.rstrip(":").rsplit(":", 2)
         if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
-            return _Message(kind, parts[0], int(parts[1]), int(parts[2]), text)
+            return Message(kind, parts[0], int(parts[1]), int(parts[2]), text)
     return None
 
 
-def _in_user_source(
-    messages: list[_Message], index: int, user_sources: set[str]
-) -> _Message | None:
+def in_user_source(messages: list[Message], index: int, user_sources: set[str]) -> Message | None:
     """The error itself, or where the user's source led to an error inside metalsim's headers."""
     error = messages[index]
     if error.source in user_sources:
@@ -81,7 +86,8 @@ def _in_user_source(
     return None
 
 
-def _to_user_column(message: _Message, translation: Translation) -> _Message:
+def to_user_column(message: Message, translation: Translation) -> Message:
+    """The message at the column of the user's source, in the user's words."""
     column = translation.columns.original(message.source, message.line, message.column)
     text = message.text
     for macro, word in _MACRO_WORDS.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from .errors import ArgumentError, KernelNotFoundError, check_error
 from .findings import Finding, collected
 from .frontend import FunctionConstant, Translation, translate
 from .grid import read_grid
+from .include_path import read_include_dirs, torch_headers
 from .launch import MAX_BUFFERS, LoadedLibrary, Outcome, Request
 from .profile import PROFILE, LineCounters
 
@@ -204,7 +204,7 @@ def compile_shader(
         source,
         _bits(check, profile),
         dict(function_constants or {}),
-        _include_path(include_dirs),
+        read_include_dirs("compile_shader", include_dirs),
         read_layout(cooperative_layout),
         cache.cache_directory(cache_dir),
         find_compiler(),
@@ -215,17 +215,6 @@ def compile_shader(
 def _bits(check: Check, profile: bool) -> int | None:
     bits = read_check(check)
     return (bits or 0) | PROFILE if profile else bits
-
-
-def _include_path(include_dirs: Sequence[str | os.PathLike[str]]) -> tuple[Path, ...]:
-    if isinstance(include_dirs, (str, os.PathLike)):
-        raise TypeError("compile_shader: include_dirs must be a list of directories, not just one")
-    return tuple(Path(directory).resolve() for directory in include_dirs)
-
-
-def _torch_headers() -> tuple[Path, ...]:
-    torch = importlib.util.find_spec("torch")
-    return (Path(torch.origin).parent / "include",) if torch is not None and torch.origin else ()
 
 
 class _Build(NamedTuple):
@@ -269,7 +258,7 @@ class _Build(NamedTuple):
             self.source,
             function_constants=self.function_constants,
             include_dirs=self.include_dirs,
-            system_dirs=_torch_headers(),
+            system_dirs=torch_headers(),
             tensor_definitions=self.cooperative_layout.definitions(),
         )
         name = f"kernels-{self._digest(translation.code)}.so"

@@ -1,4 +1,4 @@
-"""Torch's own fused CPU kernel, where it gives the contract's answer.
+"""Torch's own fused kernels, where they give the contract's answer: on CPUs here.
 
 What the kernel does otherwise is kept from it: it dies on an empty key sequence, reads a last
 stride other than 1 wrongly, aligns causal to the top left, and gives a row without a visible key
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..gradients import Gradients
 from ..problem import AttentionInputs, AttentionProblem
-from . import panels, portable
+from . import panels, portable, stock_cuda
 from .portable_backward import row_terms, sink_gradient
 from .sequences import compute_dtype, new_outputs, sequences
 
@@ -32,6 +32,8 @@ _DECODE_ELEMENTS = 1 << 19
 
 def refuse(problem: AttentionProblem) -> str | None:
     """Why torch's fused kernel cannot serve the call, in words, or None."""
+    if problem.device == "cuda":
+        return stock_cuda.refuse(problem)
     reasons = (
         (problem.device != "cpu", f"torch's kernels on {problem.device} give no log-sum-exp"),
         (problem.dtype not in _DTYPES, f"torch's fused CPU kernel does not take {problem.dtype}"),
@@ -55,6 +57,8 @@ def refuse(problem: AttentionProblem) -> str | None:
 
 def prefer_stock(problem: AttentionProblem) -> tuple[bool, str]:
     """Whether it is faster than the portable engine on a call it does not refuse, and why."""
+    if problem.device == "cuda":
+        return True, "torch's flash attention is the fastest on CUDA"
     elements = problem.seqlen_k * problem.heads_k * problem.head_dim
     decode = problem.seqlen_q <= _DECODE_ROWS and elements >= _DECODE_ELEMENTS
     if decode and problem.heads_q > problem.heads_k:
@@ -73,6 +77,8 @@ def forward(
     Returns o (B, Sq, Hq, Dv) or (total_q, Hq, Dv) in q's dtype, written into ``out`` where given,
     and lse in fp32 (B, Hq, Sq) or (Hq, total_q).
     """
+    if problem.device == "cuda":
+        return stock_cuda.forward(problem, inputs, out)
     if out is None and _is_whole(problem):
         # The kernel's own output is the answer: no second one is written.
         o, lse = _attend(problem, inputs.q, inputs.k, inputs.v, inputs.sinks)
@@ -95,6 +101,8 @@ def forward(
 
 def refuse_backward(problem: AttentionProblem) -> str | None:
     """Why torch's fused kernel cannot give the gradients of a call it serves, or None."""
+    if problem.device == "cuda":
+        return stock_cuda.refuse_backward(problem)
     if problem.dtype == torch.float64:
         return "torch's fused CPU kernel wants a float64 log-sum-exp, and ours is float32"
     if problem.page_size or problem.leftpad_k:
@@ -112,6 +120,8 @@ def backward(
     wanted: tuple[str, ...],
 ) -> Gradients:
     """Gradients by the backward of the same kernel; arguments are those of the portable engine."""
+    if problem.device == "cuda":
+        return stock_cuda.backward(problem, inputs, o, lse, grad_o, grad_lse, wanted)
     rows = _Rows(o, lse, grad_o, grad_lse)
     if _is_whole(problem):
         found = _attend_backward(problem, inputs.q, inputs.k, inputs.v, rows)

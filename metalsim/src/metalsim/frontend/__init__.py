@@ -1,17 +1,29 @@
-"""Metal source to C++: `translate` is the whole interface."""
+"""Metal source to C++: `translate`, and its steps for those who look at programs otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .emitter import ColumnMap, emit
+from .function_constants import FunctionConstants
 from .preprocessor import Preprocessed, Preprocessor
 from .program import FunctionConstant, Kernel, Translation
 from .rewriter import Rewriter
-from .tokens import error_at
+from .tokens import Token, error_at
 
-__all__ = ["ColumnMap", "FunctionConstant", "Kernel", "Preprocessed", "Translation", "translate"]
+__all__ = [
+    "ColumnMap",
+    "FunctionConstant",
+    "Kernel",
+    "Preprocessed",
+    "Preprocessor",
+    "Translation",
+    "assemble",
+    "quoted_errors",
+    "translate",
+]
 
 
 def translate(
@@ -30,23 +42,40 @@ def translate(
     supported.
     """
     preprocessor = Preprocessor(include_dirs, system_dirs)
-    try:
+    with quoted_errors(preprocessor):
         preprocessed = preprocessor.run(source)
-        rewriter = Rewriter(preprocessed.tokens, function_constants or {})
+        rewriter = Rewriter(preprocessed.tokens, FunctionConstants(function_constants or {}))
         rewriter.run()
         _check_names(rewriter.kernels)
+    entries = "".join(_entry(number, kernel) for number, kernel in enumerate(rewriter.kernels))
+    definitions = tensor_definitions if preprocessed.headers else ""
+    return assemble(rewriter.output, rewriter.kernels, preprocessed, definitions, entries)
+
+
+def assemble(
+    tokens: list[Token],
+    kernels: list[Kernel],
+    preprocessed: Preprocessed,
+    before: str = "",
+    after: str = "",
+) -> Translation:
+    """The rewritten `tokens` as a translation unit: `before`, the headers, the program, `after`."""
+    body, columns = emit(tokens)
+    headers = ("metalsim/shim.h", *sorted(preprocessed.headers))
+    includes = "".join(f"#include <{header}>\n" for header in headers)
+    return Translation(f"{before}{includes}{body}{after}", kernels, columns, preprocessed)
+
+
+@contextmanager
+def quoted_errors(preprocessor: Preprocessor) -> Generator[None]:
+    """Errors about lines that `preprocessor` has read quote them."""
+    try:
+        yield
     except SyntaxError as error:
         if error.text is None and error.filename and error.lineno:
             lines = Preprocessed([], preprocessor.files, preprocessor.segments, False)
             error.text = lines.line_text(error.filename, error.lineno)
         raise
-    body, columns = emit(rewriter.output)
-    entries = "".join(_entry(number, kernel) for number, kernel in enumerate(rewriter.kernels))
-    headers = ("metalsim/shim.h", *sorted(preprocessed.headers))
-    includes = "".join(f"#include <{header}>\n" for header in headers)
-    definitions = tensor_definitions if preprocessed.headers else ""
-    code = f"{definitions}{includes}{body}{entries}"
-    return Translation(code, rewriter.kernels, columns, preprocessed)
 
 
 def _check_names(kernels: list[Kernel]) -> None:

@@ -13,10 +13,11 @@ from .tokens import IDENTIFIER, NUMBER, PUNCTUATOR, Token, error_at, spell
 
 class FunctionConstants:
     """The values given by the caller, by name or index, and the constants that the program
-    declares."""
+    declares. Where none is `needed`, a constant without a value is zero."""
 
-    def __init__(self, given: Mapping[str | int, FunctionConstant]) -> None:
+    def __init__(self, given: Mapping[str | int, FunctionConstant], *, needed: bool = True) -> None:
         self._given = dict(given)
+        self._needed = needed
         self._used: set[str | int] = set()
         self._missing: dict[str, Token] = {}
         self._known: dict[str, bool] = {}
@@ -67,7 +68,7 @@ class FunctionConstants:
                 f"compile_shader: function_constants has {unknown[0]!r}, but the source declares "
                 f"{known}"
             )
-        for name, where in self._missing.items():
+        for name, where in self._missing.items() if self._needed else ():
             raise error_at(
                 where,
                 f"function constant '{name}' has no value: give it in function_constants, "

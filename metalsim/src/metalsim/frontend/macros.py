@@ -38,11 +38,13 @@ def predefined_macros(metal_version: int) -> dict[str, Macro]:
         "__METAL__": "1",
         "__METAL_VERSION__": str(metal_version),
         "__METAL_MACOS__": "1",
-        "__HAVE_BFLOAT__": "1",
-        "__HAVE_TENSOR__": "1",
         "__METALSIM__": "1",
         "__cplusplus": "201402L",
     }
+    if metal_version >= 310:
+        values["__HAVE_BFLOAT__"] = "1"
+    if metal_version >= 400:
+        values["__HAVE_TENSOR__"] = "1"
     return {name: Macro(None, False, tuple(tokenize(value))) for name, value in values.items()}
 
 

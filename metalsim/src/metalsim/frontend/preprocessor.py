@@ -23,6 +23,7 @@ from .tokens import (
 )
 
 METAL_VERSION = 400
+"""The language that metalsim runs, as `__METAL_VERSION__` counts: 400 is 4.0."""
 _DEPTH_LIMIT = 100
 _UNSUPPORTED_HEADERS = ("metal_raytracing",)
 _TENSOR_HEADERS = {
@@ -32,6 +33,7 @@ _TENSOR_HEADERS = {
     "MetalPerformancePrimitives/MPPTensorOpsMatMul2d.h": "metalsim/tensor_operations.h",
 }
 """What every other program does without: these headers are long."""
+_TENSOR_VERSION = 400
 _DROPPED_PRAGMAS = frozenset({"mark", "region", "endregion", "message"})
 
 
@@ -65,16 +67,22 @@ class Preprocessed(NamedTuple):
 
 
 class Preprocessor:
-    """One run over one program.
+    """One run over one program, written for `metal_version`.
 
     `include_dirs`, then `system_dirs`, are searched for angle and quoted includes alike. Files of
     `system_dirs` come with torch, whose comments are not all ASCII.
     """
 
-    def __init__(self, include_dirs: Sequence[Path] = (), system_dirs: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        include_dirs: Sequence[Path] = (),
+        system_dirs: Sequence[Path] = (),
+        metal_version: int = METAL_VERSION,
+    ) -> None:
+        self._metal_version = metal_version
         self._include_dirs = (*include_dirs, *system_dirs)
         self._system_dirs = tuple(directory.resolve() for directory in system_dirs)
-        self._expander = Expander(predefined_macros(METAL_VERSION))
+        self._expander = Expander(predefined_macros(metal_version))
         self._macros = self._expander.macros
         self._output: list[Token] = []
         self._seen_once: set[Path] = set()
@@ -115,6 +123,8 @@ class Preprocessor:
             if target.startswith(_UNSUPPORTED_HEADERS):
                 raise error_at(tokens[0], f"metalsim does not support <{target}> yet")
             if target in _TENSOR_HEADERS:
+                if self._metal_version < _TENSOR_VERSION:
+                    raise error_at(tokens[0], f"<{target}> needs Metal 4.0")
                 self._headers.add(_TENSOR_HEADERS[target])
             return
         path = self._find(target)
@@ -189,7 +199,8 @@ class Preprocessor:
 
     def _has_include(self, target: str) -> bool:
         if _is_metal_header(target):
-            return not target.startswith(_UNSUPPORTED_HEADERS)
+            is_absent = target in _TENSOR_HEADERS and self._metal_version < _TENSOR_VERSION
+            return not is_absent and not target.startswith(_UNSUPPORTED_HEADERS)
         return self._find(target) is not None
 
     def pragma(self, name: Token, tokens: list[Token], path: Path | None) -> None:

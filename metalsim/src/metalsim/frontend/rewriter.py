@@ -1,19 +1,19 @@
 """The rewriter: a preprocessed Metal program to C++ tokens, and the kernels it holds.
 
 It walks the program in segments, the stretches between `;`, `{` and `}`, and knows of each brace
-whether it opens a namespace, a type, a function or a kernel. Only four things change shape:
-kernels, threadgroup variables, function constants and explicit instantiations; every other token is
-copied, a few words replaced.
+whether it opens a namespace, a type, a function or a kernel. Only five things change shape:
+kernels, threadgroup variables, a thread's own arrays, function constants and explicit
+instantiations; every other token is copied, a few words replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from .function_constants import FunctionConstants
 from .kernels import check_attribute, parameter_list, read_instantiation, read_signature
-from .program import FunctionConstant, Kernel, Signature
+from .private_arrays import rewrite_private_arrays
+from .program import Kernel, Signature
 from .syntax import closing, closing_angle, is_attribute, read_attributes, split_attributes
 from .threadgroup_variables import rewrite_threadgroup_variables
 from .tokens import IDENTIFIER, NUMBER, Token, error_at
@@ -42,29 +42,32 @@ _NO_VARIABLE = _TYPE_KEYWORDS | {
 
 
 class _Scope(NamedTuple):
-    """What a `{` opened: "namespace", "type", "function", "kernel" or "data".
+    """What a `{` opened: "namespace", "type", "function", "constexpr" (a function), "kernel" or
+    "data".
 
-    `depth` is that of the parentheses around it.
+    `depth` is that of the parentheses around it, `declares` the type of the arrays that it
+    initializes.
     """
 
     kind: str
     names: tuple[str, ...] = ()
     depth: int = 0
+    declares: tuple[Token, ...] = ()
 
 
 class Rewriter:
     """One run over one program's tokens; the results are `output` and `kernels`."""
 
-    def __init__(
-        self, tokens: list[Token], function_constants: Mapping[str | int, FunctionConstant]
-    ) -> None:
+    def __init__(self, tokens: list[Token], constants: FunctionConstants) -> None:
         self._tokens = tokens
-        self._constants = FunctionConstants(function_constants)
+        self._constants = constants
         self._scopes = [_Scope("namespace")]
         self._signatures: dict[str, Signature] = {}
         self._variables = 0
         self._goes_on = False
         """Whether the declaration goes on behind the last brace, as after an initializer."""
+        self._declares: tuple[Token, ...] = ()
+        """The type of the arrays that it declares."""
         self.output: list[Token] = []
         self.kernels: list[Kernel] = []
 
@@ -92,6 +95,7 @@ class Rewriter:
                 closed = self._scopes.pop()
                 depth, start = closed.depth, at + 1
                 self._goes_on = closed.kind in ("data", "type")
+                self._declares = closed.declares
         self._copy(tokens[start:])
         if len(self._scopes) > 1:
             raise error_at(tokens[-1], "expected '}' before the end of the program")
@@ -99,10 +103,8 @@ class Rewriter:
 
     def _open(self, head: list[Token], brace: Token, depth: int) -> None:
         scope = self._scopes[-1]
-        if scope.kind in ("function", "kernel", "data"):
-            _refuse_type_of_variable(head)
-            self._copy(head)
-            opened = _Scope(scope.kind, (), depth)
+        if scope.kind in ("function", "constexpr", "kernel", "data"):
+            opened = self._open_inside(head, scope.kind, depth)
         elif depth or (self._goes_on and head):
             self._copy(head)
             opened = _Scope("data", (), depth)
@@ -111,6 +113,35 @@ class Rewriter:
         self._goes_on = False
         self._scopes.append(opened)
         self.output.append(brace)
+
+    def _open_inside(self, head: list[Token], kind: str, depth: int) -> _Scope:
+        """A brace in a function: a block, a type or an initializer."""
+        _refuse_type_of_variable(head)
+        outer = _outer_texts(head)
+        if "(" not in outer and "=" not in outer and _TYPE_KEYWORDS & set(outer[:1]):
+            self._copy(head)
+            return _Scope("type", (), depth)
+        declares = () if depth else self._declare_arrays(head, True)
+        if declares is None:
+            self._copy(head)
+        return _Scope(kind, (), depth, declares or ())
+
+    def _declare_arrays(
+        self, statement: list[Token], initialized: bool
+    ) -> tuple[Token, ...] | None:
+        """Rewrite a declaration of arrays in a function and give its type; None for all else."""
+        goes_on = bool(self._declares) and statement[:1] and statement[0].text == ","
+        if goes_on:
+            self.output.append(statement[0]._replace(text=";"))
+            statement = [*self._declares, *statement[1:]]
+        self._declares = ()
+        if self._scopes[-1].kind not in ("function", "kernel"):
+            return None
+        declaration = rewrite_private_arrays(statement, initialized)
+        if declaration is None and not goes_on:
+            return None
+        self._copy(statement if declaration is None else declaration.tokens)
+        return () if declaration is None else declaration.type_tokens
 
     def _open_declaration(self, head: list[Token], depth: int) -> _Scope:
         outer = _outer_texts(head)
@@ -130,8 +161,9 @@ class Rewriter:
             return _Scope("kernel", (), depth)
         self._check_program_variable(head, outer)
         self._copy(head)
-        is_data = bool(head) and not _is_function(outer)
-        return _Scope("data" if is_data else "function", (), depth)
+        if head and not _is_function(outer):
+            return _Scope("data", (), depth)
+        return _Scope("constexpr" if "constexpr" in outer else "function", (), depth)
 
     def _statement(self, statement: list[Token], end: Token) -> None:
         kind = self._scopes[-1].kind
@@ -143,7 +175,10 @@ class Rewriter:
                 self._copy(tokens)
                 self.output.append(end)
                 return
-        elif kind == "namespace" and statement and not self._goes_on:
+        if self._declare_arrays(statement, False) is not None:
+            self.output.append(end)
+            return
+        if kind == "namespace" and statement and not self._goes_on:
             if self._special_declaration(statement):
                 return
             self._check_program_variable(statement, _outer_texts(statement))
@@ -237,12 +272,15 @@ class Rewriter:
             output.append(replacement)
         elif text == "delete":
             if not at or tokens[at - 1].text != "=":
-                raise error_at(token, "'delete' is not supported in Metal")
+                self._refuse_word(token, None)
             output.append(token)
         else:
-            refuse_word(token, tokens[at - 1] if at else None)
+            self._refuse_word(token, tokens[at - 1] if at else None)
             output.append(token)
         return at + 1
+
+    def _refuse_word(self, token: Token, before: Token | None) -> None:
+        refuse_word(token, before)
 
     def _address_space(self, tokens: list[Token], at: int) -> None:
         token = tokens[at]

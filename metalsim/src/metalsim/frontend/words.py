@@ -14,7 +14,7 @@ ADDRESS_SPACE_MACROS = {
 }
 REFUSED_WORDS = {
     **dict.fromkeys(
-        "double goto virtual new throw try catch typeid dynamic_cast thread_local".split(),
+        "double goto virtual new delete throw try catch typeid dynamic_cast thread_local".split(),
         "'{}' is not supported in Metal",
     ),
     **dict.fromkeys(

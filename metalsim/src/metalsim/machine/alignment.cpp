@@ -31,7 +31,7 @@ METALSIM_API void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, void* addr
   const Access access = {static_cast<const unsigned char*>(address), alignment, kind,
                          __builtin_return_address(0)};
   Region region;
-  if (!find_region(*fiber->threadgroup, access, region)) return;
+  if (!find_region(*fiber, access, region)) return;
   report(*fiber, METALSIM_ALIGNMENT, access, region, nullptr, alignment);
   retire(fiber);
 }

@@ -36,7 +36,7 @@ void notify_begin(Threadgroup& group) {
 bool notify_access(const Access& access) {
   Fiber* fiber = running_fiber;
   Region region;
-  if (fiber == nullptr || !find_region(*fiber->threadgroup, access, region)) return true;
+  if (fiber == nullptr || !find_region(*fiber, access, region)) return true;
   const uint32_t checks = fiber->threadgroup->launch->checks;
   for (const Listener& listener : listeners)
     if (listener.access != nullptr && (listener.check == 0 || listener.check & checks))

@@ -99,6 +99,16 @@ struct alignas(64) Simdgroup {
 
 struct Threadgroup;
 
+// An array of a thread that checkers watch; it lives on the thread's stack, beside the array.
+struct PrivateArray {
+  PrivateArray* outer;  // declared before this one, and still alive
+  unsigned char* base;
+  uint64_t bytes;
+  unsigned char* written;  // a bit a byte
+  const char* name;
+};
+inline constexpr uint64_t array_gap = 128;  // before and after each
+
 struct alignas(64) Fiber {
   void* stack_pointer;
   Simdgroup* simdgroup;
@@ -108,6 +118,9 @@ struct alignas(64) Fiber {
   uint16_t lane;
   uint16_t thread;  // index in the threadgroup
   uint32_t position[3];
+#if defined(METALSIM_CHECK)
+  PrivateArray* arrays;  // the latest
+#endif
 };
 
 enum Counter : uint32_t {
@@ -200,5 +213,13 @@ METALSIM_API unsigned char* metalsim_tensor_workspace(metalsim::Fiber* fiber);
 METALSIM_API void metalsim_enter_scope(metalsim::Fiber* fiber, uint32_t simdgroups,
                                        const char* name, uint32_t line);
 
+// atomic_thread_fence, with MSL's numbers for memory, order and scope.
+METALSIM_API void metalsim_fence(metalsim::Fiber* fiber, uint32_t flags, uint32_t order,
+                                 uint32_t scope);
+
 METALSIM_API void metalsim_count(uint32_t counter, uint64_t amount);
+
+// In checking builds: an array of the fiber comes to life, or ends as the latest of those alive.
+METALSIM_API void metalsim_enter_array(metalsim::Fiber* fiber, metalsim::PrivateArray* array);
+METALSIM_API void metalsim_leave_array(metalsim::Fiber* fiber, metalsim::PrivateArray* array);
 }

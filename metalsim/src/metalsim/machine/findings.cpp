@@ -45,15 +45,17 @@ bool equal(const metalsim_finding& a, const metalsim_finding& b) {
          a.other.code == b.other.code && a.other.action == b.other.action;
 }
 
-void place_in_memory(const Threadgroup& group, const Access& access, const Region& region,
+void place_in_memory(const Fiber& fiber, const Access& access, const Region& region,
                      metalsim_finding& finding) {
+  const Threadgroup& group = *fiber.threadgroup;
   const bool is_outside = region.space == Space::unknown;
-  const Region& place = is_outside ? nearest(group, access.address) : region;
+  const Region& place = is_outside ? nearest(fiber, access.address) : region;
   const bool is_unbound = region.space == Space::unbound;
   finding.space = static_cast<uint32_t>(is_unbound ? Space::device : place.space);
   finding.buffer = place.index;
   finding.item = place.item;
   if (place.space == Space::threadgroup) finding.name = group.variables[place.index].name;
+  if (place.space == Space::thread) finding.name = place.array->name;
   finding.offset = access.address - place.base;
   finding.extent = is_unbound ? 0 : place.bytes;
 }
@@ -69,7 +71,7 @@ void report(Fiber& fiber, uint32_t kind, const Access& access, const Region& reg
   finding.size = access.bytes;
   finding.alignment = alignment;
   finding.count = 1;
-  place_in_memory(group, access, region, finding);
+  place_in_memory(fiber, access, region, finding);
   const Place place = {code_offset(access.code),
                        access.kind,
                        fiber.thread,

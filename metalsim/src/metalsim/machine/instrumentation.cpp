@@ -1,6 +1,6 @@
 // The functions that -fsanitize=thread calls around memory accesses, answered here instead of by
 // the sanitizer. Only the instrumentation is the sanitizer's; nothing of its runtime is linked.
-#include "listener.h"
+#include "regions.h"
 
 #if defined(METALSIM_CHECK)
 
@@ -32,8 +32,18 @@ bool is_accessible(unsigned char* address, uint32_t bytes) {
   return accessible;
 }
 
+// Of the machine's own memory only the gaps around arrays are nobody's.
+bool is_machine(const unsigned char* address, uint32_t bytes) {
+  const Threadgroup& group = *running_fiber->threadgroup;
+  return static_cast<uint64_t>(address - group.stacks) <
+             group.memory_bytes - static_cast<uint64_t>(group.stacks - group.memory) &&
+         !in_gap(*running_fiber, address, bytes);
+}
+
 void refuse(unsigned char* address, uint32_t bytes, AccessKind kind) {
-  if (bytes > sizeof refused.content || !is_accessible(address, bytes)) retire(running_fiber);
+  if (bytes > sizeof refused.content || is_machine(address, bytes) ||
+      !is_accessible(address, bytes))
+    retire(running_fiber);
   refused.address = address;
   refused.bytes = bytes;
   memcpy(refused.content, address, bytes);
@@ -118,7 +128,7 @@ void metalsim::settle_access() {
     return __atomic_load_n(object, __ATOMIC_SEQ_CST);                                     \
   }                                                                                       \
   METALSIM_API void __tsan_atomic##bits##_store(volatile type* object, type value, int) { \
-    if (is_allowed(object, sizeof(type), AccessKind::atomic, METALSIM_CODE))              \
+    if (is_allowed(object, sizeof(type), AccessKind::atomic_store, METALSIM_CODE))        \
       __atomic_store_n(object, value, __ATOMIC_SEQ_CST);                                  \
   }                                                                                       \
   METALSIM_FETCH(bits, type, exchange, __atomic_exchange_n)                               \

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "division.h"
 #include "listener.h"
 
 namespace metalsim {
@@ -260,6 +261,7 @@ int metalsim_run(const metalsim_entry* entry, metalsim_launch* launch) {
   if (shared.total == 0) return 0;
   if (launch->seed != 0) choose_order(shared);
   bind_buffers(shared);
+  const DivisionScope divisions;
   run_workers(shared);
   if (shared.unbound != nullptr) munmap(shared.unbound, METALSIM_BUFFERS * unbound_bytes);
   pthread_mutex_destroy(&shared.mutex);

@@ -6,7 +6,7 @@
 
 namespace metalsim {
 
-enum class AccessKind : uint32_t { load, store, atomic, atomic_load };
+enum class AccessKind : uint32_t { load, store, atomic, atomic_load, atomic_store };
 
 enum class Space : uint32_t {
   device,
@@ -33,6 +33,7 @@ struct Region {
   uint32_t memory;  // of device memory: the piece it is in, see regions.h
   const unsigned char* base;
   uint64_t bytes;
+  const PrivateArray* array = nullptr;  // of Space::thread
 };
 
 // A checker or counter: any of the calls may be null. A launch with checks runs on one OS thread,

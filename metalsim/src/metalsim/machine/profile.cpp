@@ -310,7 +310,7 @@ void close_profile() {
 bool count_access(Fiber& fiber, const Access& access, const Region& region) {
   Threadgroup& group = *fiber.threadgroup;
   if (access.kind == AccessKind::atomic_load) return true;
-  if (access.kind == AccessKind::atomic) {
+  if (access.kind == AccessKind::atomic || access.kind == AccessKind::atomic_store) {
     count(group, atomics, 1, access.code);
     return true;
   }

@@ -1,12 +1,12 @@
 // Data races: two accesses to the same bytes, one of them a plain write, with nothing between them
 // that orders them. A barrier orders the accesses of those who meet there, to the memory that its
-// flags name; nothing orders threadgroups, and shuffles order no memory.
+// flags name; only fences order threadgroups (fences.h), and shuffles order no memory.
 //
 // Time is the number of barriers so far. Each granule of memory remembers its last write and up to
 // two accesses of each other kind, enough to tell whether any earlier one is unordered with a new
 // one. Memory begins with granules of four bytes; an access that cuts one makes all of them
 // smaller, so bytes are told apart wherever a kernel does.
-#include "checkers.h"
+#include "fences.h"
 
 #if defined(METALSIM_CHECK)
 
@@ -27,6 +27,11 @@ uint32_t thread_of(Record record) { return record >> thread_shift & 1023; }
 uint32_t simdgroup_of(Record record) { return thread_of(record) / simdgroup_width; }
 AccessKind kind_of(Record record) { return static_cast<AccessKind>(record >> kind_shift & 3); }
 
+// Two bits: atomic stores conflict with what updates conflict with.
+uint64_t kind_bits(AccessKind kind) {
+  return static_cast<uint64_t>(kind == AccessKind::atomic_store ? AccessKind::atomic : kind);
+}
+
 // Accesses of one kind, which agree with each other.
 struct Sharers {
   Record first, second;
@@ -41,6 +46,7 @@ struct Granule {
 // other.
 struct Atomics {
   Sharers updates, loads;
+  const Word* word;
 };
 
 struct Shadow {
@@ -57,8 +63,6 @@ struct GroupStart {
   uint64_t time;
   uint32_t position[3];
 };
-
-enum Ordered : uint32_t { threadgroup_memory, device_memory };
 
 struct Races {
   uint64_t time;
@@ -118,14 +122,20 @@ __attribute__((noinline)) void refine(Shadow& shadow) {
   --shadow.shift;
 }
 
-// Whether a remembered access happened before whatever the thread does now.
-bool is_ordered(Record record, uint32_t thread, Ordered memory) {
+bool is_ordered_by_barriers(Record record, uint32_t thread, Ordered memory) {
   const Races& state = *races;
   const uint64_t time = time_of(record);
   if (time < state.group_start) return record == 0 || memory == threadgroup_memory;
   if (thread_of(record) == thread || time < state.group_time[memory]) return true;
   const uint32_t simdgroup = thread / simdgroup_width;
   return simdgroup_of(record) == simdgroup && time < state.simdgroup_time[simdgroup][memory];
+}
+
+// Whether a remembered access happened before whatever the thread does now.
+bool is_ordered(Record record, uint32_t thread, Ordered memory) {
+  return is_ordered_by_barriers(record, thread, memory) ||
+         (are_words_spoken() &&
+          has_heard(thread, races->group_start, time_of(record), thread_of(record), memory));
 }
 
 Place place_of(const Threadgroup& group, Record record) {
@@ -178,9 +188,11 @@ struct Visit {
 
   void atomic(Granule& granule, Atomics& atomics) {
     check(granule.write);
-    if (access.kind == AccessKind::atomic_load) return remember(atomics.loads);
-    check(granule.reads);
-    remember(atomics.updates);
+    const bool is_load = access.kind == AccessKind::atomic_load;
+    if (!is_load) check(granule.reads);
+    remember(is_load ? atomics.loads : atomics.updates);
+    if (are_words_spoken())
+      atomics.word = pass_word(*fiber.threadgroup, fiber.thread, access.kind, atomics.word);
   }
 
   void check(Record earlier) {
@@ -216,7 +228,7 @@ void check_granules(Visit& visit, Shadow& shadow) {
   Granule* granule = shadow.granules + (offset >> shadow.shift);
   Granule* end = granule + (bytes >> shadow.shift);
   const AccessKind kind = visit.access.kind;
-  shadow.has_atomics |= kind == AccessKind::atomic || kind == AccessKind::atomic_load;
+  shadow.has_atomics |= kind != AccessKind::load && kind != AccessKind::store;
   Atomics* atomics = shadow.has_atomics ? shadow.atomics + (offset >> shadow.shift) : nullptr;
   for (; granule != end; ++granule) {
     if (kind == AccessKind::store)
@@ -229,11 +241,16 @@ void check_granules(Visit& visit, Shadow& shadow) {
   }
 }
 
+void pass_time(Threadgroup& group) {
+  if (++races->time > latest_time)
+    fail(group, "launch", "too many barriers for the race checker: run a smaller grid");
+}
+
 }  // namespace
 
 bool open_races(Threadgroup& group) {
   races = static_cast<Races*>(calloc(1, sizeof(Races)));
-  if (races == nullptr) return false;
+  if (races == nullptr || !open_fences()) return false;
   const Memories memories = device_memories();
   uint64_t total = 1;
   for (const uint32_t groups : group.groups) total *= groups;
@@ -253,32 +270,36 @@ void begin_races(Threadgroup& group) {
   GroupStart& start = races->starts[races->started++];
   start.time = races->group_start = ++races->time;
   memcpy(start.position, group.position, sizeof start.position);
+  forget_words();
 }
 
 bool check_races(Fiber& fiber, const Access& access, const Region& region) {
   const bool is_shared = region.space == Space::threadgroup;
   if (!is_shared && region.space != Space::device && region.space != Space::constant) return true;
   const uint64_t code = code_offset(access.code);
-  const Record record =
-      races->time << time_shift | static_cast<uint64_t>(fiber.thread) << thread_shift |
-      static_cast<uint64_t>(access.kind) << kind_shift | (code >> kind_shift == 0 ? code : 0);
+  const Record record = races->time << time_shift |
+                        static_cast<uint64_t>(fiber.thread) << thread_shift |
+                        kind_bits(access.kind) << kind_shift | (code >> kind_shift == 0 ? code : 0);
   Visit visit = {fiber, access, region, record, is_shared ? threadgroup_memory : device_memory};
   check_granules(visit, is_shared ? races->arena : races->device[region.memory]);
   return true;
 }
 
 void order_accesses(Fiber& fiber, Scope scope, uint32_t flags) {
-  if (++races->time > latest_time)
-    fail(*fiber.threadgroup, "launch",
-         "too many barriers for the race checker: run a smaller grid");
+  pass_time(*fiber.threadgroup);
   const bool is_group = scope == Scope::threadgroup || fiber.threadgroup->simdgroup_count == 1;
   const uint32_t simdgroup = fiber.thread / simdgroup_width;
   uint64_t* times = is_group ? races->group_time : races->simdgroup_time[simdgroup];
   if (flags & 1) times[device_memory] = races->time;
   if (flags & 2) times[threadgroup_memory] = races->time;
+  if (!are_words_spoken()) return;
+  const uint32_t first = is_group ? 0 : simdgroup * simdgroup_width;
+  const uint32_t last = is_group ? fiber.threadgroup->thread_count : first + simdgroup_width;
+  share_words(*fiber.threadgroup, first, last, flags & 3);
 }
 
 void close_races() {
+  close_fences();
   if (races == nullptr) return;
   close_shadow(races->arena);
   for (uint32_t index = 0; races->device != nullptr && index < races->device_count; ++index)
@@ -290,5 +311,22 @@ void close_races() {
 }
 
 }  // namespace metalsim
+
+using namespace metalsim;
+
+void metalsim_fence(Fiber* fiber, uint32_t flags, uint32_t order, uint32_t scope) {
+  Threadgroup& group = *fiber->threadgroup;
+  if (!(group.launch->checks & METALSIM_RACES)) return;
+  pass_time(group);
+  const uint64_t* group_time = races->group_time;
+  const uint64_t* simdgroup_time = races->simdgroup_time[fiber->thread / simdgroup_width];
+  pass_fence(group,
+             {races->group_start,
+              races->time,
+              {group_time[0], group_time[1]},
+              {simdgroup_time[0], simdgroup_time[1]},
+              fiber->thread},
+             flags, order, scope);
+}
 
 #endif

@@ -185,13 +185,15 @@ uint64_t distance(const Region& region, const unsigned char* address) {
 
 }  // namespace
 
-bool find_region(Threadgroup& group, const Access& access, Region& region) {
+bool find_region(const Fiber& fiber, const Access& access, Region& region) {
+  const Threadgroup& group = *fiber.threadgroup;
   const uint64_t in_arena = static_cast<uint64_t>(access.address - group.arena);
   if (in_arena < arena_bytes) {
     find_variable(group, access, region);
     return true;
   }
-  if (static_cast<uint64_t>(access.address - group.memory) < group.memory_bytes) return false;
+  if (static_cast<uint64_t>(access.address - group.memory) < group.memory_bytes)
+    return find_private(fiber, access, region);
   if (find_buffer(access, region)) return true;
   if (contains(program_image, access.address) || contains(runtime_image, access.address))
     return false;
@@ -200,7 +202,8 @@ bool find_region(Threadgroup& group, const Access& access, Region& region) {
   return true;
 }
 
-Region nearest(const Threadgroup& group, const unsigned char* address) {
+Region nearest(const Fiber& fiber, const unsigned char* address) {
+  const Threadgroup& group = *fiber.threadgroup;
   Region best = {Space::unknown, 0, no_item, 0, nullptr, 0};
   const auto consider = [&best, address](const Region& candidate) {
     if (best.space == Space::unknown || distance(candidate, address) < distance(best, address))
@@ -215,6 +218,8 @@ Region nearest(const Threadgroup& group, const unsigned char* address) {
     return best;
   }
   for (uint32_t index = 0; index < table->count; ++index) consider(table->regions[index]);
+  for (const PrivateArray* array = fiber.arrays; array != nullptr; array = array->outer)
+    consider({Space::thread, 0, no_item, 0, array->base, array->bytes, array});
   return best;
 }
 

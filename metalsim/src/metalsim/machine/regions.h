@@ -7,10 +7,15 @@
 namespace metalsim {
 
 // False for memory that is no concern of a checker: the machine's own, a program's constants.
-bool find_region(Threadgroup& group, const Access& access, Region& region);
+bool find_region(const Fiber& fiber, const Access& access, Region& region);
 
 // The buffer or variable nearest to an address, for messages; Space::unknown when there is none.
-Region nearest(const Threadgroup& group, const unsigned char* address);
+Region nearest(const Fiber& fiber, const unsigned char* address);
+
+// private_arrays.cpp: the same for addresses in the machine's own memory, and whether an address
+// lies in or beside a watched array of the fiber.
+bool find_private(const Fiber& fiber, const Access& access, Region& region);
+bool in_gap(const Fiber& fiber, const unsigned char* address, uint64_t bytes);
 
 // One piece of device memory: buffers that overlap are one.
 struct Memory {

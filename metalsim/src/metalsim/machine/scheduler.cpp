@@ -197,6 +197,9 @@ void prepare_fibers(Threadgroup& group) {
         fiber.position[0] = x;
         fiber.position[1] = y;
         fiber.position[2] = z;
+#if defined(METALSIM_CHECK)
+        fiber.arrays = nullptr;
+#endif
         fiber.stack_pointer =
             make_context(group.stacks + group.stack_stride * (thread + 1), fiber_main);
       }

@@ -1,5 +1,6 @@
 // Reads of memory that nothing was written to: threadgroup variables, which begin anew with each
-// threadgroup, and buffers that the caller says are fresh. One bit a byte says that it was written.
+// threadgroup, a thread's own arrays, which begin anew where they are declared, and buffers that
+// the caller says are fresh. One bit a byte says that it was written.
 #include "checkers.h"
 
 #if defined(METALSIM_CHECK)
@@ -20,6 +21,7 @@ uint8_t* bits_of(const Threadgroup& group, const Region& region, uint64_t& offse
     return arena_bits;
   }
   offset = 0;
+  if (region.space == Space::thread) return region.array->written;
   if (region.space != Space::device || region.item != no_item) return nullptr;
   return group.launch->initialized[region.index];
 }

@@ -80,6 +80,53 @@ kernel void into_the_next_array(device float* out, uint i [[thread_position_in_t
   out[i] = first[i % 32] + second[i % 32];
 }
 
+// finds private_array --buffers arange:int32:8 zeros:float32:8 --threads 8
+kernel void private_array(device const int* index, device float* out,
+                          uint i [[thread_position_in_grid]]) {
+  float table[4];
+  for (int at = 0; at < 4; ++at) table[at] = at;
+  out[i] = table[index[i]];  // bounds read
+}
+
+// finds private_array_written --buffers arange:int32:5 zeros:float32:8 --threads 5
+kernel void private_array_written(device const int* index, device float* out,
+                                  uint i [[thread_position_in_grid]]) {
+  float table[4] = {0, 0, 0, 0};
+  table[index[i]] = 1;  // bounds write
+  out[i] = table[0] + table[1] + table[2] + table[3];
+}
+
+// An index far away ends the thread; what it meets there is another thread's.
+// finds private_array_far --buffers 100000 zeros:float32:8 --threads 8
+kernel void private_array_far(constant int& index, device float* out,
+                              uint i [[thread_position_in_grid]]) {
+  float table[4] = {};
+  table[index] = 1;  // bounds write
+  out[i] = table[0];
+}
+
+// finds private_rows --buffers 3 zeros:float32:4 --threads 4
+// clean private_rows --buffers 2 zeros:float32:4 --threads 4
+kernel void private_rows(constant int& row, device float* out, uint i [[thread_position_in_grid]]) {
+  float rows[3][4] = {{1, 2, 3, 4}, {5, 6, 7, 8}, {9}}, last[2] = {};
+  last[1] = rows[row][i];  // bounds read
+  out[i] = last[1];
+}
+
+// finds by_pointer --buffers 4 zeros:float32:4 --threads 4
+// clean by_pointer --buffers 3 zeros:float32:4 --threads 4
+template <int N>
+static float sum_of(thread const float* values, int last) {
+  float sum[1] = {};
+  for (int at = 0; at <= last; ++at) sum[0] += values[at];  // bounds read
+  return sum[0] / N;
+}
+kernel void by_pointer(constant int& last, device float* out, uint i [[thread_position_in_grid]]) {
+  thread float values[4];
+  for (int at = 0; at < 4; ++at) values[at] = i;
+  out[i] = sum_of<4>(values, last);
+}
+
 // clean private_array_within --buffers arange:int32:4 zeros:float32:4 --threads 4
 kernel void private_array_within(device const int* index, device float* out,
                                  uint i [[thread_position_in_grid]]) {

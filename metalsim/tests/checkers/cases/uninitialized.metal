@@ -109,6 +109,52 @@ kernel void member_left_out(device float* out, uint i [[thread_position_in_threa
   out[i] = shared[i].value;  // uninitialized read
 }
 
+// finds private_array --buffers arange:int32:4 zeros:float32:4 --threads 4
+kernel void private_array(device const int* index, device float* out,
+                          uint i [[thread_position_in_grid]]) {
+  float table[4];
+  for (int at = 0; at < 3; ++at) table[(index[at] + 1) % 4] = at;
+  out[i] = table[index[i]];  // uninitialized read
+}
+
+// Each turn of a loop has an array of its own, and the compiler may not think otherwise.
+// finds array_of_a_turn --buffers 1 zeros:float32:4 --threads 4
+// clean array_of_a_turn --buffers 0 zeros:float32:4 --threads 4
+kernel void array_of_a_turn(constant int& first, device float* out,
+                            uint i [[thread_position_in_grid]]) {
+  float sum = 0;
+  for (int turn = 0; turn < 2; ++turn) {
+    float pair[2];
+    pair[turn] = i;
+    pair[turn ? first : 0] = turn;
+    sum += pair[0];  // uninitialized read
+  }
+  out[i] = sum;
+}
+
+// A compiler may want to read early what is used only sometimes.
+// clean read_if_set --buffers arange:int32:8 zeros:float32:8 --threads 8
+kernel void read_if_set(device const int* x, device float* out,
+                        uint i [[thread_position_in_grid]]) {
+  float pair[2];
+  bool is_set = x[i] > 3;
+  if (is_set) pair[1] = x[i];
+  out[i] = is_set ? pair[1] : 0.0f;
+}
+
+struct Pair {
+  float first = 1;
+  float second;
+};
+
+// clean array_with_initializers --buffers zeros:float32:4 --threads 4
+kernel void array_with_initializers(device float* out, uint i [[thread_position_in_grid]]) {
+  Pair pairs[4];
+  float3 vectors[2] = {float3(1), float3(2)};
+  Pair copy = pairs[i];
+  out[i] = copy.first + vectors[i / 2].x;
+}
+
 // clean private_array_written --buffers arange:int32:4 zeros:float32:4 --threads 4
 kernel void private_array_written(device const int* index, device float* out,
                                   uint i [[thread_position_in_grid]]) {

@@ -71,6 +71,10 @@ class AppendVariant(NamedTuple):
     def has_v_scale(self) -> bool:
         return self.v_format != "dense"
 
+    @property
+    def has_tensor_operations(self) -> bool:
+        return False
+
     def prelude(self) -> str:
         element = MSL_TYPES[self.dtype]
         types = {

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...gradients import Gradients
 from ...problem import AttentionInputs, AttentionProblem
-from ...tiles import tile_of
+from ...tiles import most_head_dim, tile_of
+from .cooperative import with_layout
 from .forward import refuse
 from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
 from .params import Geometry, pack_backward_integers, pack_scalars
@@ -23,6 +24,12 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
     """Why the Metal kernels cannot give this call's gradients, in words; None if they can."""
     if problem.page_size or problem.k_format != "dense" or problem.v_format != "dense":
         return "the Metal backward kernels read no cache: it records no gradients"
+    most = most_head_dim("grad q")
+    if max(problem.head_dim, problem.head_dim_v) > most:
+        return (
+            f"the Metal backward kernels take head dims up to {most}; got D={problem.head_dim}, "
+            f"Dv={problem.head_dim_v}"
+        )
     return refuse(problem)
 
 
@@ -34,11 +41,13 @@ def backward(
     grad_o: Tensor,
     grad_lse: Tensor | None,
     wanted: tuple[str, ...],
+    kernel: str = "simdgroup",
 ) -> Gradients:
     """The gradients by the inputs named in ``wanted`` (FlashAttention-2, Dao 2023), no atomics.
 
     ``o`` and ``lse`` are what :func:`.forward.forward` returned, ``grad_o`` and ``grad_lse`` the
-    gradients by them. Memory beside the results is one float32 a query row and head.
+    gradients by them. ``kernel`` "tensor" takes tensor operations, any other simdgroup matrices.
+    Memory beside the results is one float32 a query row and head.
     """
     grad_o = grad_o if grad_o.stride(-1) == 1 else grad_o.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
@@ -54,7 +63,9 @@ def backward(
         delta = torch.zeros_like(lse) if grad_lse is None else -grad_lse
         gradients = {name: gradient.zero_() for name, gradient in gradients.items()}
     else:
-        _launch_all(problem, inputs, (o, lse), (grad_o, grad_lse), (delta, distances), gradients)
+        grads = grad_o, grad_lse
+        unit = "tensor" if kernel == "tensor" else "simdgroup"
+        _launch_all(problem, inputs, (o, lse), grads, (delta, distances), gradients, unit)
     if "sinks" in wanted:
         gradients["sinks"] = _sink_gradient(inputs, lse, delta)
     if distances is not None:
@@ -69,6 +80,7 @@ def _launch_all(
     grad_results: tuple[Tensor, Tensor | None],
     sums: tuple[Tensor, Tensor | None],
     gradients: dict[str, Tensor],
+    unit: str,
 ) -> None:
     runtime = runtime_for(problem.device)
     if runtime is None:
@@ -103,7 +115,7 @@ def _launch_all(
     addresses = (addresses | grad_results[0].data_ptr()) % WIDEST_LOAD
     extras = grad_results[1] is not None, sums[1] is not None
     wanted = tuple(name for name in ("q", "k", "bias") if name in gradients)
-    for launch in _launches(problem, geometry, addresses, extras, wanted, runtime):
+    for launch in _launches(problem, geometry, addresses, extras, wanted, unit, runtime):
         launch.run(operands)
 
 
@@ -114,6 +126,7 @@ def _launches(
     addresses: int,
     extras: tuple[bool, bool],
     wanted: tuple[str, ...],
+    unit: str,
     runtime: Runtime,
 ) -> tuple[Launch, ...]:
     """Delta, which the others need, then a launch for each of q, k (with v) and bias in wanted.
@@ -134,8 +147,10 @@ def _launches(
         )
     ]
     for name in wanted:
-        variant = backward_variant(problem, name, loads, runtime.gpu.family)
+        variant = backward_variant(problem, name, loads, runtime.gpu.family, unit)
         variant = variant._replace(has_slope_gradient=name == "q" and extras[1])
+        if unit == "tensor":
+            variant = with_layout(variant, runtime)
         groups = _groups(problem, name, variant)
         assert variant.tile is not None
         launches.append(Launch.of(runtime, variant, scalars, groups, variant.tile.threads))
@@ -143,11 +158,11 @@ def _launches(
 
 
 def backward_variant(
-    problem: AttentionProblem, name: str, loads: Loads, family: int
+    problem: AttentionProblem, name: str, loads: Loads, family: int, unit: str = "simdgroup"
 ) -> KernelVariant:
     """The kernel for the gradient of "q", of "k" and v together, or of "bias"."""
     sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
-    tile = tile_of("grad kv" if name == "k" else "grad q", family, *sizes)
+    tile = tile_of("grad kv" if name == "k" else "grad q", family, *sizes, unit)
     kernel = "attention_backward_" + {"q": "q", "k": "kv", "bias": "bias"}[name]
     return variant_of(problem, kernel, tile, loads)
 

@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 
 from ...problem import AttentionInputs, AttentionProblem
-from ...tiles import DECODE_QUERIES, tile_of
+from ...tiles import DECODE_QUERIES, most_head_dim, tile_of
+from .cooperative import layout_of, with_layout
 from .decode import decode
 from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
 from .params import Geometry, pack_integers, pack_scalars
 from .runtime import Runtime, runtime_for
 from .variant import MSL_TYPES, KernelVariant, Loads, variant_of
 
-MOST_HEAD_DIM = 256
-_KERNELS = {"tile": "attention_forward", "scalar": "attention_forward_scalar"}
+MOST_HEAD_DIM = most_head_dim("forward")
+_KERNELS = {
+    "simdgroup": "attention_forward",
+    "tensor": "attention_forward",
+    "scalar": "attention_forward_scalar",
+}
 _SCALAR_GROUP = 64
+TENSOR_FAMILY = 10  # from which tensor operations are the faster unit
 
 
 def refuse(problem: AttentionProblem) -> str | None:
@@ -37,27 +43,47 @@ def refuse(problem: AttentionProblem) -> str | None:
 def refuse_kernel(problem: AttentionProblem, kernel: str) -> str | None:
     """Why one of the kernels cannot serve a call that the engine can; None if it can."""
     if kernel == "decode" and problem.dropout_p > 0.0:
-        return "the decode kernel has no dropout; use kernel='tile'"
+        return "the decode kernel has no dropout; use kernel='simdgroup'"
+    if kernel == "tensor":
+        return refuse_tensor_operations(problem)
+    return None
+
+
+def refuse_tensor_operations(problem: AttentionProblem) -> str | None:
+    """Why the tensor-operation kernels cannot serve a call that the engine can."""
+    runtime = runtime_for(problem.device)
+    if runtime is None or not runtime.has_tensor_operations:
+        return "tensor operations need torch 2.11 and macOS 26.2, or a simulator that has them"
     return None
 
 
 def kernel_for(problem: AttentionProblem) -> str:
-    """The kernel for a call: "decode" where few queries meet many keys, else "tile"."""
+    """The kernel for a call: "decode" where few queries meet many keys, else a tile.
+
+    The tile is that of tensor operations on GPUs that gain by it, if their layout is known.
+    """
     few = problem.seqlen_q <= DECODE_QUERIES and problem.seqlen_q < problem.seqlen_k
-    return "decode" if few and refuse_kernel(problem, "decode") is None else "tile"
+    if few and refuse_kernel(problem, "decode") is None:
+        return "decode"
+    runtime = runtime_for(problem.device)
+    if runtime is None or runtime.gpu.family < TENSOR_FAMILY:
+        return "simdgroup"
+    if refuse_kernel(problem, "tensor") or layout_of(runtime, problem.dtype) == "unknown":
+        return "simdgroup"
+    return "tensor"
 
 
 def forward(
     problem: AttentionProblem,
     inputs: AttentionInputs,
     out: Tensor | None = None,
-    kernel: str = "tile",
+    kernel: str = "simdgroup",
 ) -> tuple[Tensor, Tensor]:
     """Attention of one call; see ``plan`` for when it is chosen.
 
     One launch, and a second one where "decode" splits over keys. Returns o, contiguous (B, Sq, Hq,
     Dv) or (total_q, Hq, Dv) in q's dtype (``out`` if given), and lse, float32 (B, Hq, Sq) or (Hq,
-    total_q). ``kernel`` is "tile", "scalar" or "decode".
+    total_q). ``kernel`` is "simdgroup", "tensor", "scalar" or "decode".
     """
     q, k, v, bias = inputs[:4]
     shape = q.shape
@@ -112,6 +138,8 @@ def _launch(
 ) -> Launch:
     loads = loads_of(problem, geometry, addresses)
     variant = forward_variant(problem, loads, kernel, runtime.gpu.family)
+    if variant.has_tensor_operations:
+        variant = with_layout(variant, runtime)
     rows, group = _SCALAR_GROUP, _SCALAR_GROUP
     if variant.tile is not None:
         rows, group = variant.tile.owned, variant.tile.threads
@@ -125,9 +153,9 @@ def forward_variant(
 ) -> KernelVariant:
     """The compile-time facts of the kernel that serves ``problem`` on an Apple GPU ``family``."""
     tile = None
-    if kernel == "tile":
+    if kernel != "scalar":
         sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
-        tile = tile_of("forward", family, *sizes)
+        tile = tile_of("forward", family, *sizes, kernel)
     return variant_of(problem, _KERNELS[kernel], tile, loads)
 
 

@@ -24,11 +24,19 @@ class Runtime:
 
     ``compile_shader(source)`` returns a library whose attributes are kernels, as
     ``torch.mps.compile_shader`` does. ``device`` is the type of device the kernels' tensors are on.
+    ``has_tensor_operations`` says whether it compiles Metal 4.
     """
 
-    def __init__(self, compile_shader: Callable[[str], Any], device: str, gpu: Gpu) -> None:
+    def __init__(
+        self,
+        compile_shader: Callable[[str], Any],
+        device: str,
+        gpu: Gpu,
+        has_tensor_operations: bool = True,
+    ) -> None:
         self.device = device
         self.gpu = gpu
+        self.has_tensor_operations = has_tensor_operations
         self._compile_shader = compile_shader
         self._kernels: dict[Variant, Callable[..., None]] = {}
 
@@ -67,4 +75,7 @@ def runtime_for(device: str) -> Runtime | None:
 def _apple_runtime() -> Runtime | None:
     if not torch.backends.mps.is_available():
         return None
-    return Runtime(torch.mps.compile_shader, "mps", Gpu.current())
+    # compile_shader asks for Metal 4 from torch 2.11 on; torch itself trusts macOS from 26.2 on.
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    is_new = release >= (2, 11) and torch.backends.mps.is_macos_or_newer(26, 2)
+    return Runtime(torch.mps.compile_shader, "mps", Gpu.current(), is_new)

@@ -23,11 +23,13 @@ CODE_TYPES = {"int8": "char", "fp8": "uchar", "int4": "uchar"}
 
 # Headers in the order in which they build on each other.
 _SHARED = ("sequence.h", "mask.h", "key_value.h", "score.h", "random.h")
+_TILE = ("lane.h", "tile.h", "streamed.h")
 _FORWARD = (*_SHARED, "softmax.h", "epilogue.h")
-_BACKWARD = (*_SHARED, "gradient.h", "tile.h")
+_BACKWARD = (*_SHARED, "gradient.h", *_TILE)
+_TENSOR_TILE = {"tile.h": "tile_tensor_ops.h"}
 _FILES = {
-    "attention_forward": (*_FORWARD, "tile.h", "attend.h", "attention_forward.metal"),
-    "attention_decode": (*_FORWARD, "tile.h", "attend.h", "attention_decode.metal"),
+    "attention_forward": (*_FORWARD, *_TILE, "attend.h", "attention_forward.metal"),
+    "attention_decode": (*_FORWARD, *_TILE, "attend.h", "attention_decode.metal"),
     "attention_combine": ("attention_combine.metal",),
     "attention_forward_scalar": (*_FORWARD, "attention_forward_scalar.metal"),
     "attention_backward_delta": ("attention_backward_delta.metal",),
@@ -35,6 +37,7 @@ _FILES = {
     "attention_backward_kv": (*_BACKWARD, "attention_backward_kv.metal"),
     "attention_backward_bias": (*_BACKWARD, "attention_backward_bias.metal"),
     "cache_append": ("cache_append.metal",),
+    "cooperative_probe": ("cooperative_probe.metal",),
 }
 
 
@@ -43,6 +46,9 @@ class Variant(Protocol):
 
     @property
     def kernel(self) -> str: ...
+
+    @property
+    def has_tensor_operations(self) -> bool: ...
 
     def prelude(self) -> str: ...
 
@@ -80,6 +86,11 @@ class KernelVariant(NamedTuple):
     group: int = 1
     packs_heads: bool = False
     is_split: bool = False
+    layout: str = ""  # of cooperative tensors; a tile without tensor operations needs none
+
+    @property
+    def has_tensor_operations(self) -> bool:
+        return self.tile is not None and self.tile.unit == "tensor"
 
     @property
     def has_bias(self) -> bool:
@@ -152,7 +163,10 @@ def _file(name: str) -> str:
 
 def render(variant: Variant) -> str:
     """The whole MSL source of one variant; ``#line`` marks name the real files."""
-    files = "".join(f'#line 1 "{name}"\n{_file(name)}' for name in _FILES[variant.kernel])
+    names = _FILES[variant.kernel]
+    if variant.has_tensor_operations:
+        names = [_TENSOR_TILE.get(name, name) for name in names]
+    files = "".join(f'#line 1 "{name}"\n{_file(name)}' for name in names)
     return f"{variant.prelude()}{files}"
 
 
@@ -184,13 +198,21 @@ def _prelude(variant: KernelVariant) -> str:
         "V_VECTOR": variant.vector_v,
     }
     if variant.tile is not None:
-        flags["OWNED_IN_REGISTERS"] = variant.tile.owned_in_registers
+        flags |= {
+            "OWNED_IN_REGISTERS": variant.tile.owned_in_registers,
+            "STAGED": variant.tile.staged,
+            "KNOWN_LAYOUT": variant.layout != "unknown",
+        }
         sizes |= {
             "ROWS": variant.tile.rows,
             "SIMDGROUPS": variant.tile.simdgroups,
             "STREAMED": variant.tile.streamed,
+            "TEAM": variant.tile.team,
+            "PRODUCTS": 2 if variant.kernel.startswith("attention_backward") else 1,
             "VECTOR": variant.vector,
         }
+    if variant.has_tensor_operations:
+        flags |= tensor_flags(variant.dtype, variant.layout)
     element = MSL_TYPES[variant.dtype]
     types = {
         "Element": element,
@@ -199,14 +221,33 @@ def _prelude(variant: KernelVariant) -> str:
         "ValueCode": CODE_TYPES.get(variant.v_format, element),
     }
     structs = params.structs(backward=variant.kernel.startswith("attention_backward"))
-    return f"{declare(types, flags, sizes)}\n{structs}\n{bindings.declarations(variant)}\n"
+    head = declare(types, flags, sizes, variant.has_tensor_operations)
+    return f"{head}\n{structs}\n{bindings.declarations(variant)}\n"
 
 
-def declare(types: dict[str, str], flags: dict[str, bool], sizes: dict[str, int]) -> str:
+def tensor_flags(dtype: torch.dtype, layout: str) -> dict[str, bool]:
+    """What tile_tensor_ops.h must know: relaxed precision would truncate float32 operands."""
+    return {"RELAXED": dtype != torch.float32, "IS_APPLE10_LAYOUT": layout == "apple10"}
+
+
+def declare(
+    types: dict[str, str],
+    flags: dict[str, bool],
+    sizes: dict[str, int],
+    tensor_operations: bool = False,
+) -> str:
     """The head of a source: what it includes, and the facts as types and constants."""
-    lines = [
+    includes = [
         "#include <metal_stdlib>",
         "#include <metal_simdgroup_matrix>",
+    ]
+    if tensor_operations:
+        includes += [
+            "#include <metal_tensor>",
+            "#include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>",
+        ]
+    lines = [
+        *includes,
         "using namespace metal;",
         "",
         *(f"typedef {msl_type} {name};" for name, msl_type in types.items()),

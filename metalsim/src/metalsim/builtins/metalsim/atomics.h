@@ -77,9 +77,10 @@ METALSIM_INLINE void atomic_min_explicit(volatile atomic<T>* object, remove_cvre
   atomic_fetch_min_explicit(object, operand, order);
 }
 
-METALSIM_INLINE void atomic_thread_fence(mem_flags, memory_order,
-                                         thread_scope = thread_scope_device) {
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+METALSIM_INLINE void atomic_thread_fence(mem_flags flags, memory_order order,
+                                         thread_scope scope = thread_scope_device) {
+  metalsim::backend::fence(static_cast<uint>(flags), static_cast<uint>(order),
+                           static_cast<uint>(scope));
 }
 
 }  // namespace metal

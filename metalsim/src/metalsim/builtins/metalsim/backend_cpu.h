@@ -64,6 +64,15 @@ METALSIM_INLINE void simdgroup_barrier(uint32_t flags, uint32_t line) {
   metalsim_simdgroup_barrier(current(), flags, line);
 }
 
+METALSIM_INLINE void fence([[maybe_unused]] uint32_t flags, [[maybe_unused]] uint32_t order,
+                           [[maybe_unused]] uint32_t scope) {
+#if defined(METALSIM_CHECK)
+  metalsim_fence(current(), flags, order, scope);
+#else
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+}
+
 template <class T>
 METALSIM_INLINE T* exchange(Fiber* fiber) {
   Simdgroup* simd = fiber->simdgroup;

@@ -8,6 +8,7 @@
 #error "no back end chosen: -DMETALSIM_BACKEND_CPU"
 #endif
 
+#include "private_arrays.h"
 #include "scalars.h"
 #include "constants.h"
 #include "type_traits.h"

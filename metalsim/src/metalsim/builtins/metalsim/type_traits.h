@@ -1,13 +1,13 @@
 // <metal_type_traits>: the part of <type_traits> that Metal has.
 #pragma once
 
-#include "scalars.h"
+#include <metalsim/scalars.h>
 
 namespace metal {
 
 template <class T, T v>
 struct integral_constant {
-  static constexpr T value = v;
+  METALSIM_CONSTANT static constexpr T value = v;
   using value_type = T;
   using type = integral_constant;
   constexpr operator T() const { return v; }
@@ -21,7 +21,7 @@ using false_type = bool_constant<false>;
 template <class A, class B>
 struct is_same : bool_constant<__is_same(A, B)> {};
 template <class A, class B>
-inline constexpr bool is_same_v = __is_same(A, B);
+METALSIM_CONSTANT inline constexpr bool is_same_v = __is_same(A, B);
 
 template <bool condition, class A, class B>
 struct conditional {
@@ -108,9 +108,11 @@ template <class T>
 using remove_cvref_t = remove_cv_t<remove_reference_t<T>>;
 template <class T>
 using decay_t = remove_cvref_t<T>;
+#ifndef METALSIM_HAS_ADDRESS_SPACES
 // Address spaces are erased here, so there is nothing to remove.
 template <class T>
 using remove_addrspace_t = T;
+#endif
 template <class T>
 struct make_signed;
 template <class T>
@@ -143,47 +145,52 @@ template <class T>
 using make_unsigned_t = typename make_unsigned<T>::type;
 
 template <class T>
-inline constexpr bool is_integral_v = metalsim::is_integer<remove_cv_t<T>>;
+METALSIM_CONSTANT inline constexpr bool is_integral_v = metalsim::is_integer<remove_cv_t<T>>;
 template <class T>
-inline constexpr bool is_floating_point_v = metalsim::real<remove_cv_t<T>>;
+METALSIM_CONSTANT inline constexpr bool is_floating_point_v = metalsim::real<remove_cv_t<T>>;
 template <class T>
-inline constexpr bool is_arithmetic_v = is_integral_v<T> || is_floating_point_v<T>;
+METALSIM_CONSTANT inline constexpr bool is_arithmetic_v = is_integral_v<T> || is_floating_point_v<T>;
 template <class T>
-inline constexpr bool is_scalar_v = is_arithmetic_v<T> || __is_enum(T);
+METALSIM_CONSTANT inline constexpr bool is_scalar_v = is_arithmetic_v<T> || __is_enum(T);
 template <class T>
-inline constexpr bool is_signed_v = is_arithmetic_v<T> && !(static_cast<T>(-1) > static_cast<T>(0));
+METALSIM_CONSTANT inline constexpr bool is_signed_v = is_arithmetic_v<T> && !(static_cast<T>(-1) > static_cast<T>(0));
 template <class T>
-inline constexpr bool is_unsigned_v = is_integral_v<T> && !is_signed_v<T>;
+METALSIM_CONSTANT inline constexpr bool is_unsigned_v = is_integral_v<T> && !is_signed_v<T>;
 template <class T>
-inline constexpr bool is_const_v = false;
+METALSIM_CONSTANT inline constexpr bool is_const_v = false;
 template <class T>
-inline constexpr bool is_const_v<const T> = true;
+METALSIM_CONSTANT inline constexpr bool is_const_v<const T> = true;
 template <class T>
-inline constexpr bool is_void_v = __is_same(remove_cv_t<T>, void);
+METALSIM_CONSTANT inline constexpr bool is_void_v = __is_same(remove_cv_t<T>, void);
 template <class T>
-inline constexpr bool is_pointer_v = false;
+METALSIM_CONSTANT inline constexpr bool is_pointer_v = false;
 template <class T>
-inline constexpr bool is_pointer_v<T*> = true;
+METALSIM_CONSTANT inline constexpr bool is_pointer_v<T*> = true;
 template <class T>
-inline constexpr bool is_reference_v = false;
+METALSIM_CONSTANT inline constexpr bool is_reference_v = false;
 template <class T>
-inline constexpr bool is_reference_v<T&> = true;
+METALSIM_CONSTANT inline constexpr bool is_reference_v<T&> = true;
 template <class T>
-inline constexpr bool is_array_v = false;
+METALSIM_CONSTANT inline constexpr bool is_array_v = false;
 template <class T, size_t count>
-inline constexpr bool is_array_v<T[count]> = true;
+METALSIM_CONSTANT inline constexpr bool is_array_v<T[count]> = true;
 template <class T>
-inline constexpr bool is_enum_v = __is_enum(T);
+METALSIM_CONSTANT inline constexpr bool is_enum_v = __is_enum(T);
 template <class T>
-inline constexpr bool is_class_v = __is_class(T);
+METALSIM_CONSTANT inline constexpr bool is_class_v = __is_class(T);
 template <class T>
-inline constexpr bool is_empty_v = __is_empty(T);
+METALSIM_CONSTANT inline constexpr bool is_empty_v = __is_empty(T);
 template <class A, class B>
-inline constexpr bool is_base_of_v = __is_base_of(A, B);
+METALSIM_CONSTANT inline constexpr bool is_base_of_v = __is_base_of(A, B);
 template <class T>
-inline constexpr bool is_trivially_copyable_v = __is_trivially_copyable(T);
+METALSIM_CONSTANT inline constexpr bool is_trivially_copyable_v = __is_trivially_copyable(T);
+#ifdef METALSIM_HAS_ADDRESS_SPACES
 template <class From, class To>
-inline constexpr bool is_convertible_v = requires(void (&accept)(To), From from) { accept(from); };
+METALSIM_CONSTANT inline constexpr bool is_convertible_v = __is_convertible_to(From, To);
+#else
+template <class From, class To>
+METALSIM_CONSTANT inline constexpr bool is_convertible_v = requires(void (&accept)(To), From from) { accept(from); };
+#endif
 
 #define METALSIM_TRAIT(name) \
   template <class T>         \

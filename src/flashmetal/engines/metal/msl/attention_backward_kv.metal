@@ -11,23 +11,22 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   const bool whole =
       mask.keeps_all(first_row, first_row + STREAMED - 1, first_key, first_key + ROWS - 1);
 #pragma clang loop unroll(full)
-  for (int j = 0; j < STREAMED_FRAGMENTS; ++j)
+  for (int j = 0; j < STREAMED_GROUPS; ++j)
 #pragma clang loop unroll(full)
     for (int e = 0; e < 2; ++e) {
       const int column = j * 8 + lane.column + e, row = first_row + column;
       const RowStatistics row_statistics = {statistics[column].lse_log2, statistics[column].delta};
       uint4 drawn = 0;
 #pragma clang loop unroll(full)
-      for (int i = 0; i < ROW_FRAGMENTS; ++i) {
+      for (int i = 0; i < ROW_GROUPS; ++i) {
         const int key = first_key + i * 8 + lane.row;
         if (HAS_DROPOUT && i % 4 == 0) drawn = dropout.draw(row, key);
-        const float product = scores.fragments[i][j].thread_elements()[e];
-        const Pair pair = Pair::of(product, grad_scores.fragments[i][j].thread_elements()[e],
-                                   whole || mask.keeps(row, key), row_statistics, score,
+        const float product = scores.get(i, j, e);
+        const Pair pair = Pair::of(product, grad_scores.get(i, j, e), whole || mask.keeps(row, key),
+                                   row_statistics, score,
                                    HAS_DROPOUT ? dropout.weight(drawn, key) : 1.0f, row, key);
-        scores.fragments[i][j].thread_elements()[e] = pair.weight;
-        grad_scores.fragments[i][j].thread_elements()[e] =
-            pair.grad_logit * score.derivative(product);
+        scores.set(i, j, e, pair.weight);
+        grad_scores.set(i, j, e, pair.grad_logit * score.derivative(product));
       }
     }
 }
@@ -37,8 +36,9 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane_index [[thread_index_in_simdgroup]]) {
-  threadgroup Element q_tile[STREAMED * Cut<HEAD_DIM>::STRIDE];
-  threadgroup Element grad_o_tile[STREAMED * Cut<HEAD_DIM_V>::STRIDE];
+  threadgroup Element q_tile[STAGED ? STREAMED * Cut<HEAD_DIM>::STRIDE : 1];
+  threadgroup Element grad_o_tile[STAGED ? STREAMED * Cut<HEAD_DIM_V>::STRIDE : 1];
+  threadgroup float exchange[EXCHANGED];
   threadgroup RowStatistics statistics[STREAMED];
 
   const Operands operands = ATTENTION_OPERANDS;
@@ -47,10 +47,10 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   const int block_begin = int(position.x) * OWNED;
   if (block_begin >= sequence.k_rows) return;  // a shorter sequence of the batch
 
-  const int first_key = block_begin + int(simdgroup) * ROWS;
+  const int first_key = block_begin + int(simdgroup) / TEAM * ROWS;
   const int keys_left = sequence.k_length - first_key;
   const Mask mask = Mask::of(params, sequence);
-  const Lane lane = Lane::of(lane_index);
+  const Lane lane = Lane::of(lane_index, simdgroup, exchange);
 
   const device Element* k =
       operands.k + long(head_k) * params.k_stride_head +
@@ -67,6 +67,8 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   const int row_end = block_begin < sequence.k_length ? mask.row_end(block_begin + OWNED - 1) : 0;
   const int simdgroup_begin = mask.row_begin(first_key);
   const int simdgroup_end = keys_left > 0 ? mask.row_end(first_key + ROWS - 1) : 0;
+  QueryBlock q_block = QueryBlock::at(q_tile);
+  GradOutputBlock grad_o_block = GradOutputBlock::at(grad_o_tile);
   for (int head = head_k * group; head < (head_k + 1) * group; ++head) {
     const Score score = Score::of(params, scalars, operands, sequence, head);
     const Dropout dropout = Dropout::of(params, scalars, operands, sequence.batch, head);
@@ -79,8 +81,8 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
           operands.grad_o + long(head) * params.grad_o_stride_head +
               sequence.q_offset(params.grad_o_stride_batch, params.grad_o_stride_row, row),
           params.grad_o_stride_row};
-      stage<HEAD_DIM>(q_tile, q, rows_left, thread_index);
-      stage<HEAD_DIM_V>(grad_o_tile, grad_o, rows_left, thread_index);
+      q_block.take(q, rows_left, thread_index);
+      grad_o_block.take(grad_o, rows_left, thread_index);
       if (int(thread_index) < STREAMED) {
         const RowStatistics loaded =
             RowStatistics::load(params, operands, sequence, head, row + int(thread_index));
@@ -88,11 +90,14 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
         statistics[thread_index].delta = loaded.delta;
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
-      if (row < simdgroup_end && row + STREAMED > simdgroup_begin) {
-        const StagedBlock<HEAD_DIM> q_block = {q_tile};
-        const StagedBlock<HEAD_DIM_V> grad_o_block = {grad_o_tile};
-        Scores scores = Scores::multiply(keys, q_block, lane);
-        Scores grad_scores = Scores::multiply(values, grad_o_block, lane);
+      const bool visible = row < simdgroup_end && row + STREAMED > simdgroup_begin;
+      Scores scores = Scores::zero(), grad_scores = Scores::zero();
+      if (visible) {
+        scores.multiply(keys, q_block, lane);
+        grad_scores.multiply(values, grad_o_block, lane);
+      }
+      add_parts(scores, grad_scores, lane);
+      if (visible) {
         differentiate(scores, grad_scores, statistics, score, mask, dropout, row, first_key, lane);
         grad_v.accumulate(scores, grad_o_block, lane);
         grad_k.accumulate(grad_scores, q_block, lane);
@@ -102,7 +107,7 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   }
 
   const long heads_k = params.heads_q / params.heads_per_kv_head;
-  for (int i = 0; i < ROW_FRAGMENTS; ++i) {
+  for (int i = 0; i < ROW_GROUPS; ++i) {
     const int key = first_key + i * 8 + lane.row;
     if (key >= sequence.k_rows) continue;
     grad_k.store(i,

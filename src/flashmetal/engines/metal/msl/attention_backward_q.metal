@@ -11,21 +11,20 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   const bool whole =
       mask.keeps_all(first_row, first_row + ROWS - 1, first_key, first_key + STREAMED - 1);
 #pragma clang loop unroll(full)
-  for (int i = 0; i < ROW_FRAGMENTS; ++i) {
+  for (int i = 0; i < ROW_GROUPS; ++i) {
     const int row = first_row + i * 8 + lane.row;
     uint4 drawn = 0;
 #pragma clang loop unroll(full)
-    for (int j = 0; j < STREAMED_FRAGMENTS; ++j) {
+    for (int j = 0; j < STREAMED_GROUPS; ++j) {
       if (HAS_DROPOUT && j % 4 == 0) drawn = dropout.draw(row, first_key + j * 8 + lane.column);
 #pragma clang loop unroll(full)
       for (int e = 0; e < 2; ++e) {
         const int key = first_key + j * 8 + lane.column + e;
-        const float product = scores.fragments[i][j].thread_elements()[e];
-        const Pair pair = Pair::of(product, grad_scores.fragments[i][j].thread_elements()[e],
-                                   whole || mask.keeps(row, key), statistics[i], score,
+        const float product = scores.get(i, j, e);
+        const Pair pair = Pair::of(product, grad_scores.get(i, j, e), whole || mask.keeps(row, key),
+                                   statistics[i], score,
                                    HAS_DROPOUT ? dropout.weight(drawn, key) : 1.0f, row, key);
-        grad_scores.fragments[i][j].thread_elements()[e] =
-            pair.grad_logit * score.derivative(product);
+        grad_scores.set(i, j, e, pair.grad_logit * score.derivative(product));
         if (HAS_SLOPE_GRADIENT) distances[i] += pair.grad_logit * score.distance(row, key);
       }
     }
@@ -37,8 +36,9 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane_index [[thread_index_in_simdgroup]]) {
-  threadgroup Element k_tile[STREAMED * Cut<HEAD_DIM>::STRIDE];
-  threadgroup Element v_tile[STREAMED * Cut<HEAD_DIM_V>::STRIDE];
+  threadgroup Element k_tile[STAGED ? STREAMED * Cut<HEAD_DIM>::STRIDE : 1];
+  threadgroup Element v_tile[STAGED ? STREAMED * Cut<HEAD_DIM_V>::STRIDE : 1];
+  threadgroup float exchange[EXCHANGED];
 
   const Operands operands = ATTENTION_OPERANDS;
   const int head = int(position.y), head_k = head / int(params.heads_per_kv_head);
@@ -48,12 +48,12 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
 
   // With a causal band later rows see more keys: starting them first shortens the tail.
   const int block = HAS_WINDOW_RIGHT ? blocks - 1 - int(position.x) : int(position.x);
-  const int first_row = block * OWNED + int(simdgroup) * ROWS;
+  const int first_row = block * OWNED + int(simdgroup) / TEAM * ROWS;
   const int rows_left = sequence.q_length - first_row;
   const Mask mask = Mask::of(params, sequence);
   const Score score = Score::of(params, scalars, operands, sequence, head);
   const Dropout dropout = Dropout::of(params, scalars, operands, sequence.batch, head);
-  const Lane lane = Lane::of(lane_index);
+  const Lane lane = Lane::of(lane_index, simdgroup, exchange);
 
   const device Element* q =
       operands.q + long(head) * params.q_stride_head +
@@ -64,38 +64,46 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   const Owned<HEAD_DIM> queries = Owned<HEAD_DIM>::load(q, params.q_stride_row, rows_left, lane);
   const Owned<HEAD_DIM_V> grad_outputs =
       Owned<HEAD_DIM_V>::load(grad_o, params.grad_o_stride_row, rows_left, lane);
-  RowStatistics statistics[ROW_FRAGMENTS];
-  for (int i = 0; i < ROW_FRAGMENTS; ++i)
+  RowStatistics statistics[ROW_GROUPS];
+  for (int i = 0; i < ROW_GROUPS; ++i)
     statistics[i] =
         RowStatistics::load(params, operands, sequence, head, first_row + i * 8 + lane.row);
   Accumulator<HEAD_DIM> grad_q = Accumulator<HEAD_DIM>::zero();
-  float distances[ROW_FRAGMENTS] = {};
+  float distances[ROW_GROUPS] = {};
 
+  const Keys keys = keys_of(params, operands, head_k);
+  const Values values = values_of(params, operands, head_k);
+  KeyBlock k = KeyBlock::at(k_tile);
+  ValueBlock v = ValueBlock::at(v_tile);
   const int key_end = mask.key_end(block * OWNED + OWNED - 1);
   const int simdgroup_begin = mask.key_begin(first_row);
   const int simdgroup_end = mask.key_end(first_row + ROWS - 1);
   for (int key = mask.key_begin(block * OWNED) / STREAMED * STREAMED; key < key_end;
        key += STREAMED) {
-    stage_keys_and_values(k_tile, v_tile, keys_of(params, operands, head_k),
-                          values_of(params, operands, head_k), sequence, key, thread_index);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (key < simdgroup_end && key + STREAMED > simdgroup_begin) {
-      const StagedBlock<HEAD_DIM> k = {k_tile};
-      const StagedBlock<HEAD_DIM_V> v = {v_tile};
-      Scores scores = Scores::multiply(queries, k, lane);
-      Scores grad_scores = Scores::multiply(grad_outputs, v, lane);
+    const Pages pages = Pages::of(sequence, key, lane_index);
+    k.take(keys, sequence, pages, thread_index);
+    v.take(values, sequence, pages, thread_index);
+    if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);
+    const bool visible = key < simdgroup_end && key + STREAMED > simdgroup_begin;
+    Scores scores = Scores::zero(), grad_scores = Scores::zero();
+    if (visible) {
+      scores.multiply(queries, k, lane);
+      grad_scores.multiply(grad_outputs, v, lane);
+    }
+    add_parts(scores, grad_scores, lane);
+    if (visible) {
       differentiate(scores, grad_scores, distances, statistics, score, mask, dropout, first_row,
                     key, lane);
       grad_q.accumulate(grad_scores, k, lane);
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (STAGED || TEAM > 1) threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 
-  for (int i = 0; i < ROW_FRAGMENTS; ++i) {
+  for (int i = 0; i < ROW_GROUPS; ++i) {
     const int row = first_row + i * 8 + lane.row;
     if (HAS_SLOPE_GRADIENT) distances[i] = row_sum(distances[i]);
     if (row >= sequence.q_length) continue;
-    if (HAS_SLOPE_GRADIENT && lane.column == 0)
+    if (HAS_SLOPE_GRADIENT && lane.column == 0 && lane.part == 0)
       operands.distances[row_index(params, sequence, head, row)] = distances[i];
     device Element* grad_row =
         operands.grad_q + long(head) * HEAD_DIM +

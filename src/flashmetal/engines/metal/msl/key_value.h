@@ -17,6 +17,7 @@ inline float fp8_value(uchar code) {
 // The keys, or the values, of one sequence and kv head. LOAD elements lie aligned side by side.
 template <typename Code, int FORMAT, int DIM, int LOAD>
 struct Stored {
+  static constant constexpr int WIDTH = LOAD;
   const device Code* codes;
   const device float* scales;
   long stride_batch, stride_row;

@@ -48,10 +48,3 @@ struct Mask {
     return all;
   }
 };
-
-// Which of the 32 keys from first_key on are padding or lie on no page, a bit each; all lanes ask.
-inline uint hidden_keys(const thread Sequence& sequence, int first_key, uint lane_index) {
-  if (!HAS_PAGES && !HAS_LEFTPAD_K) return 0;
-  const int key = first_key + int(lane_index);
-  return uint(ulong(simd_ballot(key < sequence.k_length && sequence.page(key) < 0)));
-}

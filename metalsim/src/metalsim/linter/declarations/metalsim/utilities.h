@@ -1,0 +1,62 @@
+// array<T, N>, uniform<T> and other small types.
+#pragma once
+
+namespace metal {
+
+template <class T, size_t N>
+struct array {
+  T elements[N];
+
+#define METALSIM_ARRAY_MEMBERS(space)          \
+  constexpr space T& operator[](size_t) space; \
+  constexpr space T* data() space;             \
+  constexpr space T* begin() space;            \
+  constexpr space T* end() space;              \
+  METALSIM_CONST_ARRAY_MEMBERS(space)
+#define METALSIM_CONST_ARRAY_MEMBERS(space)                \
+  constexpr const space T& operator[](size_t) const space; \
+  constexpr const space T* data() const space;             \
+  constexpr const space T* begin() const space;            \
+  constexpr const space T* end() const space;
+  METALSIM_ARRAY_MEMBERS(METALSIM_THREAD)
+  METALSIM_ARRAY_MEMBERS(__global)
+  METALSIM_ARRAY_MEMBERS(__local)
+  METALSIM_CONST_ARRAY_MEMBERS(__constant)
+#undef METALSIM_ARRAY_MEMBERS
+#undef METALSIM_CONST_ARRAY_MEMBERS
+  static constexpr size_t size() { return N; }
+  static constexpr bool empty() { return N == 0; }
+};
+
+template <class T>
+struct uniform {
+  T value;
+
+  uniform() = default;
+  constexpr explicit uniform(T value) METALSIM_THREAD : value(value) {}
+  constexpr operator T() const METALSIM_THREAD { return value; }
+};
+template <class T>
+constexpr uniform<T> make_uniform(T value) {
+  return uniform<T>(value);
+}
+#define METALSIM_UNIFORM(symbol) \
+  template <class A, class B>    \
+  constexpr uniform<decltype(A() symbol B())> operator symbol(uniform<A>, uniform<B>);
+METALSIM_UNIFORM(+)
+METALSIM_UNIFORM(-)
+METALSIM_UNIFORM(*)
+METALSIM_UNIFORM(/)
+#undef METALSIM_UNIFORM
+
+#define METALSIM_OF_OBJECTS(space)        \
+  template <class T>                      \
+  constexpr space T* addressof(space T&); \
+  template <class T>                      \
+  constexpr void swap(space T&, space T&);
+METALSIM_OF_OBJECTS(METALSIM_THREAD)
+METALSIM_OF_OBJECTS(__global)
+METALSIM_OF_OBJECTS(__local)
+#undef METALSIM_OF_OBJECTS
+
+}  // namespace metal

@@ -1,0 +1,97 @@
+"""The program cut at `;`, `{` and `}`, each piece with the kind of scope it stands in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..frontend.function_constants import FunctionConstants
+from ..frontend.kernels import parameter_list
+from ..frontend.rewriter import Rewriter
+from ..frontend.syntax import ADDRESS_SPACES, closing, closing_angle
+from ..frontend.tokens import IDENTIFIER, Token
+from .words import REFUSED
+
+_NO_METHOD = frozenset({"static", "friend", "using", "typedef", "struct", "class", "enum", "union"})
+_SPECIFIERS = frozenset({"constexpr", "explicit", "inline", "METAL_FUNC"})
+
+
+class Segment(NamedTuple):
+    """Tokens up to a `;` or `{`, without it."""
+
+    tokens: list[Token]
+    scope: str
+    """"namespace", "type", "function", "kernel" or "data", as the rewriter says."""
+
+
+class Recorder(Rewriter):
+    """The rewriter, which notes the segments as they were written.
+
+    With `is_thread_implied`, member functions without an address space are in `thread`, as before
+    Metal 4.1.
+    """
+
+    def __init__(
+        self, tokens: list[Token], constants: FunctionConstants, *, is_thread_implied: bool
+    ) -> None:
+        super().__init__(tokens, constants)
+        self.segments: list[Segment] = []
+        self._is_thread_implied = is_thread_implied
+
+    def _open(self, head: list[Token], brace: Token, depth: int) -> None:
+        super()._open(self._noted(head), brace, depth)
+
+    def _statement(self, statement: list[Token], end: Token) -> None:
+        super()._statement(self._noted(statement), end)
+
+    def _refuse_word(self, token: Token, before: Token | None) -> None:
+        if token.text not in REFUSED:  # which check_words finds, every one of them
+            super()._refuse_word(token, before)
+
+    def _noted(self, tokens: list[Token]) -> list[Token]:
+        kind = self._scopes[-1].kind
+        self.segments.append(Segment(tokens, kind))
+        return _in_thread(tokens) if kind == "type" and self._is_thread_implied else tokens
+
+
+def without_templates(tokens: list[Token]) -> list[Token]:
+    """A declaration without the `template <...>` in front."""
+    while tokens and tokens[0].text == "template":
+        end = closing_angle(tokens, 1) if tokens[1:] and tokens[1].text == "<" else None
+        if end is None:
+            break
+        tokens = tokens[end + 1 :]
+    return tokens
+
+
+def parameters_of(tokens: list[Token]) -> int | None:
+    """Index of the '(' of a declared function's parameters, also of `operator()`; None for other
+    declarations."""
+    opening = parameter_list(tokens)
+    if opening is None or not opening:
+        return None
+    if tokens[opening - 1].text == "operator":
+        opening = closing(tokens, opening) + 1
+        return opening if opening < len(tokens) and tokens[opening].text == "(" else None
+    words = [token.text for token in tokens[:opening]]
+    return None if "=" in words and "operator" not in words else opening
+
+
+def _in_thread(tokens: list[Token]) -> list[Token]:
+    """A member's declaration, with `thread` behind the parameters of a function that names no
+    address space."""
+    start = len(tokens) - len(without_templates(tokens))
+    opening = parameters_of(tokens[start:])
+    if opening is None:
+        return tokens
+    opening += start
+    words = [token.text for token in tokens[start:opening] if token.text not in _SPECIFIERS]
+    is_constructor = len(words) == 1 or words[-2:-1] == ["~"]
+    if is_constructor or _NO_METHOD & set(words):
+        return tokens
+    end = closing(tokens, opening) + 1
+    while end < len(tokens) and tokens[end].text in ("const", "volatile"):
+        end += 1
+    if end < len(tokens) and tokens[end].text in ADDRESS_SPACES:
+        return tokens
+    word = tokens[opening]._replace(kind=IDENTIFIER, text="thread", spaced=True)
+    return [*tokens[:end], word, *tokens[end:]]

@@ -1,0 +1,12 @@
+// accepts
+kernel void accepted(device float* out, uint i [[thread_position_in_grid]]) { out[i] = 1; }
+
+// refuses
+kernel void refused(device float* out) {
+  out[0] = 1h;  // refused
+}
+
+// refuses
+kernel float refused(device float* out) {  // refused
+  return out[0];
+}

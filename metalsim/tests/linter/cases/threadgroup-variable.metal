@@ -1,0 +1,21 @@
+// accepts
+inline void fill(threadgroup float* tile, uint i) { tile[i] = 0; }
+kernel void accepted(device float* out, uint i [[thread_index_in_threadgroup]]) {
+  threadgroup float tile[64], total;
+  fill(tile, i);
+  if (i == 0) total = tile[0];
+  out[i] = total;
+}
+
+// refuses
+inline float helper(uint i) {
+  threadgroup float tile[64];  // refused
+  return tile[i];
+}
+kernel void refused(device float* out) { out[0] = helper(0); }
+
+// refuses
+kernel void refused(device float* out) {
+  threadgroup float total = 0;  // refused
+  out[0] = total;
+}

@@ -1,0 +1,215 @@
+"""Attention by a ring: shards of keys and values pass from rank to rank during the computation.
+
+Ring attention (Liu et al., 2023), parts merged by their log-sum-exp. Backward sends keys and values
+round once more with the gradients at them a step behind. There each piece takes the log-sum-exp of
+whole rows, so nothing is kept of the forward but q, k, v, o and lse. A rank holds two shards of
+keys and values, three of their float32 gradients, and its own rows in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..ops import attend
+from ..problem import AttentionInputs, Request
+from .groups import Ranks, Shift
+from .sharding import Meeting, Rows, Sharding, cached_meetings, cached_steps
+
+_ROWS = -3  # of q (B, S, H, D) and (total, H, D); of lse (..., S) the last
+
+
+class Ring(NamedTuple):
+    """One call: who takes part, who holds what, and what is asked for."""
+
+    ranks: Ranks
+    sharding: Sharding
+    request: Request
+    packed: bool
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return self.request.window_left, 0 if self.request.causal else self.request.window_right
+
+    @property
+    def steps(self) -> int:
+        return cached_steps(self.sharding, self.window)
+
+    def source(self, step: int) -> int:
+        """Whose keys and values are here at a step."""
+        return (self.ranks.rank - step) % self.ranks.size
+
+    def meetings(self, step: int, device: torch.device) -> list[Meeting]:
+        pair = self.ranks.rank, self.source(step)
+        return cached_meetings(self.sharding, self.window, pair, self.packed, device)
+
+    def like(self, x: Tensor, step: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Room for the shard that is here at ``step``, of which ``x`` is this rank's own."""
+        rows = sum(self.sharding.lengths(self.sharding.seqlens_k, self.source(step)))
+        shape = list(x.shape)
+        shape[_ROWS] = rows
+        return x.new_empty(shape, dtype=dtype)
+
+    def call(
+        self, meeting: Meeting, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[AttentionInputs, Request]:
+        """The engine's call for one meeting."""
+        inputs = AttentionInputs(_take(q, meeting.q), _take(k, meeting.k), _take(v, meeting.k))
+        left, right = meeting.window
+        request = self.request._replace(causal=False, window_left=left, window_right=right)
+        if meeting.lengths is None:
+            return inputs, request._replace(max_seqlen_q=None, max_seqlen_k=None)
+        starts_q, starts_k, longest_q, longest_k = meeting.lengths
+        inputs = inputs._replace(cu_seqlens_q=starts_q, cu_seqlens_k=starts_k)
+        return inputs, request._replace(max_seqlen_q=longest_q, max_seqlen_k=longest_k)
+
+
+class RingAttention(torch.autograd.Function):
+    """(o, lse) of this rank's rows, differentiable once."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, ring: Ring
+    ) -> tuple[Tensor, Tensor]:
+        rows = (*q.shape[:-3], q.shape[-2], q.shape[-3])
+        o = q.new_zeros((*q.shape[:-1], v.shape[-1]), dtype=torch.float32)
+        lse = q.new_full(rows, -torch.inf, dtype=torch.float32)
+        shard = [k.contiguous(), v.contiguous()]
+        for step in range(ring.steps):
+            coming = _next_shard(ring, shard, step)
+            for meeting in ring.meetings(step, q.device):
+                part = attend(*ring.call(meeting, q, *shard))
+                _merge((o, lse), meeting.q, part)
+            shard = shard if coming is None else coming.wait()
+        if sinks is not None:
+            _merge((o, lse), (0, q.shape[_ROWS]), (None, sinks.float()[:, None].expand(rows)))
+        o = o.to(q.dtype)
+        ctx.save_for_backward(q, k, v, sinks, o, lse)
+        ctx.ring = ring
+        ctx.set_materialize_grads(False)
+        return o, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_o: Tensor | None, grad_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        q, k, v, sinks, o, lse = ctx.saved_tensors
+        grad_o = torch.zeros_like(o) if grad_o is None else grad_o.contiguous()
+        rows = _Rows(o, lse, grad_o, grad_lse)
+        grads = _ring_backward(ctx.ring, q, k, v, rows)
+        grad_sinks = None if sinks is None else _sink_gradient(sinks, rows).to(sinks.dtype)
+        return *grads, grad_sinks, None
+
+
+class _Rows(NamedTuple):
+    """What the forward left of this rank's rows, and what arrives at them."""
+
+    o: Tensor
+    lse: Tensor
+    grad_o: Tensor
+    grad_lse: Tensor | None
+
+    def taken(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        grad_lse = None if self.grad_lse is None else _take(self.grad_lse, rows, -1).contiguous()
+        o, grad_o = _take(self.o, rows).contiguous(), _take(self.grad_o, rows).contiguous()
+        return o, _take(self.lse, rows, -1).contiguous(), grad_o, grad_lse
+
+
+def _ring_backward(
+    ring: Ring, q: Tensor, k: Tensor, v: Tensor, rows: _Rows
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of this rank's q, k and v: those of a shard follow it, a step behind."""
+    grad_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    shard, last = [k.contiguous(), v.contiguous()], ring.steps - 1
+    grads: list[Tensor] = []
+    returning = None
+    for step in range(ring.steps):
+        coming = _next_shard(ring, shard, step)
+        found = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in shard]
+        for meeting in ring.meetings(step, q.device):
+            parts = _piece_backward(ring, meeting, (q, shard[0], shard[1]), rows)
+            for total, at, part in zip(
+                (grad_q, *found), (meeting.q, meeting.k, meeting.k), parts, strict=True
+            ):
+                _add(total, at, part)
+        if returning is not None:
+            found = [x.add_(y) for x, y in zip(found, returning.wait(), strict=True)]
+        grads = found
+        if step < last:
+            like = [ring.like(x, step + 1, torch.float32) for x in (k, v)]
+            returning = ring.ranks.shift(grads, like, 1)
+        shard = shard if coming is None else coming.wait()
+    if last:
+        # From where a shard's journey ended its gradients go home at once.
+        home = ring.ranks.shift(
+            grads, [x.new_empty(x.shape, dtype=torch.float32) for x in (k, v)], -last
+        )
+        grads = home.wait()
+    return grad_q.to(q.dtype), grads[0].to(k.dtype), grads[1].to(v.dtype)
+
+
+def _next_shard(ring: Ring, shard: list[Tensor], step: int) -> Shift | None:
+    """The journey of the next keys and values to this rank, started; None after the last."""
+    if step + 1 == ring.steps:
+        return None
+    return ring.ranks.shift(shard, [ring.like(x, step + 1) for x in shard], 1)
+
+
+def _piece_backward(
+    ring: Ring, meeting: Meeting, tensors: tuple[Tensor, Tensor, Tensor], rows: _Rows
+) -> list[Tensor]:
+    """What the keys of one meeting give to the gradients of q, k and v, by whole rows' lse."""
+    inputs, request = ring.call(meeting, *tensors)
+    o, lse, grad_o, grad_lse = rows.taken(meeting.q)
+    wanted = [True, True, True, False, False, False]
+    return torch.ops.flashmetal.attention_backward.default(
+        *inputs, *request, o, lse, grad_o, grad_lse, wanted
+    )
+
+
+def _merge(total: tuple[Tensor, Tensor], rows: Rows, part: tuple[Tensor | None, Tensor]) -> None:
+    """Take the attention to further keys into o and lse; a sink is a part without values."""
+    (o, lse), (part_o, part_lse) = total, part
+    old = _take(lse, rows, -1)
+    merged = torch.logaddexp(old, part_lse)
+    finite = merged.masked_fill(merged == -torch.inf, 0.0)  # -inf minus -inf would be nan
+    weight, part_weight = ((x - finite).exp().transpose(-1, -2)[..., None] for x in (old, part_lse))
+    changed = _take(o, rows) * weight
+    if part_o is not None:
+        changed.addcmul_(part_o.float(), part_weight)
+    _put(o, rows, changed, _ROWS)
+    _put(lse, rows, merged, -1)
+
+
+def _sink_gradient(sinks: Tensor, rows: _Rows) -> Tensor:
+    """-sum over a head's rows of exp(sink - lse) * delta: this rank's rows' share."""
+    delta = (rows.o.float() * rows.grad_o.float()).sum(-1).transpose(-1, -2)
+    if rows.grad_lse is not None:
+        delta = delta - rows.grad_lse
+    weight = (sinks.float()[:, None] - rows.lse).exp().masked_fill(rows.lse == -torch.inf, 0.0)
+    share = -(weight * delta).sum(-1)
+    return share if share.ndim == 1 else share.sum(0)
+
+
+def _take(x: Tensor, rows: Rows, dim: int = _ROWS) -> Tensor:
+    if isinstance(rows, Tensor):
+        return x.index_select(dim, rows)
+    return x.narrow(dim, rows[0], rows[1] - rows[0])
+
+
+def _put(x: Tensor, rows: Rows, values: Tensor, dim: int) -> None:
+    if isinstance(rows, Tensor):
+        x.index_copy_(dim, rows, values)
+    else:
+        _take(x, rows, dim).copy_(values)
+
+
+def _add(x: Tensor, rows: Rows, part: Tensor) -> None:
+    if isinstance(rows, Tensor):
+        x.index_copy_(_ROWS, rows, x.index_select(_ROWS, rows).add_(part))
+    else:
+        _take(x, rows).add_(part)

@@ -1,0 +1,206 @@
+"""Torch's flash attention on CUDA, where it gives the contract's answer.
+
+``aten::_flash_attention_forward`` is FlashAttention-2 as torch builds it, or FlashAttention 3 or 4
+where ``torch.nn.attention.activate_flash_attention_impl`` has put an installed one in its place.
+Its alignment and windows are the contract's. It gives rows without a visible key lse +inf, knows no
+sinks, and sums the gradient of q in any order unless torch is told to be deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import deterministic
+
+from ..gradients import Gradients
+from ..problem import AttentionInputs, AttentionProblem
+from .portable_backward import row_terms, sink_gradient
+from .sequences import new_outputs
+
+_DTYPES = (torch.float16, torch.bfloat16)
+_LARGEST = 256
+_MULTIPLE = 8  # of the head dimension
+_LEAST_CAPABILITY = (8, 0)
+_deterministic: Any = deterministic  # its flag is a property of the module
+
+
+def refuse(problem: AttentionProblem) -> str | None:
+    """Why torch's flash attention cannot serve a call on CUDA, in words, or None."""
+    head_dim = problem.head_dim
+    reasons = (
+        (problem.dtype not in _DTYPES, f"torch's flash attention does not take {problem.dtype}"),
+        (
+            bool(problem.page_size) or (problem.k_format, problem.v_format) != ("dense", "dense"),
+            "torch's flash attention reads no paged or quantised cache here",
+        ),
+        (problem.leftpad_k, "torch's flash attention has no left padding"),
+        (problem.dropout_p > 0.0, "torch's flash attention drops other entries than philox.py"),
+        (problem.softcap != 0.0, "torch's flash attention has no softcap"),
+        (problem.alibi is not None, "torch's flash attention has no gradients with ALiBi"),
+        (problem.bias is not None, "torch's flash attention takes no bias"),
+        (
+            head_dim != problem.head_dim_v or head_dim > _LARGEST or head_dim % _MULTIPLE != 0,
+            f"torch's flash attention needs one head dim, a multiple of {_MULTIPLE} to {_LARGEST}",
+        ),
+        (
+            torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY,
+            "torch's flash attention needs compute capability 8.0",
+        ),
+    )
+    return next((reason for refused, reason in reasons if refused), None)
+
+
+def refuse_backward(problem: AttentionProblem) -> str | None:
+    """Why it cannot give the gradients of a call it serves, or None."""
+    if problem.seqused_k:
+        return "torch's flash attention has no gradients with seqused_k"
+    if problem.head_dim + _MULTIPLE > _LARGEST:
+        return "torch's flash attention leaves no room for the gradient at lse beside the head"
+    return None
+
+
+def forward(
+    problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention by ``aten::_flash_attention_forward``; results as of every engine."""
+    if _is_empty(inputs):
+        o, lse = new_outputs(problem, inputs, out)
+        o.zero_()
+        lse.fill_(-torch.inf)
+    else:
+        call = _Call.of(problem, inputs)
+        o, lse, *_ = torch.ops.aten._flash_attention_forward(
+            *call.tensors,
+            *call.lengths,
+            0.0,
+            call.causal,
+            False,
+            **call.options,
+            seqused_k=call.seqused_k,
+        )
+        o, lse = call.laid_out(o, lse)
+        lse = lse.masked_fill(lse == torch.inf, -torch.inf)
+    if inputs.sinks is not None:
+        o, lse = _with_sinks(o, lse, inputs.sinks)
+    return (o if out is None or o is out else out.copy_(o)), lse
+
+
+def backward(
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    o: Tensor,
+    lse: Tensor,
+    grad_o: Tensor,
+    grad_lse: Tensor | None,
+    wanted: tuple[str, ...],
+) -> Gradients:
+    """Gradients by ``aten::_flash_attention_backward``; arguments are those of every engine."""
+    made = dict(zip("qkv", (torch.zeros_like(x) for x in inputs[:3]), strict=True))
+    if not _is_empty(inputs):
+        call = _Call.of(problem, inputs)
+        tensors = [grad_o.contiguous(), *call.tensors, o]
+        if grad_lse is not None:
+            tensors = _with_grad_lse(tensors, grad_lse)
+        # Rows that saw nothing have no probability under this sign of infinity.
+        given = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
+        state = torch.zeros(2, dtype=torch.uint64, device=o.device)
+        starts = [o.new_empty(0, dtype=torch.int32) if x is None else x for x in call.lengths[:2]]
+        with _in_one_order():
+            found = torch.ops.aten._flash_attention_backward(
+                *tensors,
+                given,
+                *starts,
+                *call.lengths[2:],
+                0.0,
+                call.causal,
+                state,
+                state[:0],
+                **call.options,
+            )
+        made = {n: x[..., : problem.head_dim] for n, x in zip("qkv", found, strict=True)}
+    sinks = None
+    if inputs.sinks is not None and "sinks" in wanted:
+        rows = row_terms(problem, o, lse, grad_o, grad_lse)
+        sinks = sink_gradient(problem, inputs.sinks, rows)
+    grads = {name: x.contiguous() for name, x in made.items() if name in wanted}
+    return Gradients(**grads, sinks=sinks)
+
+
+class _Call(NamedTuple):
+    """A call as the kernels take it: dense, or packed with its offsets."""
+
+    tensors: tuple[Tensor, Tensor, Tensor]
+    lengths: tuple[Tensor | None, Tensor | None, int, int]
+    causal: bool
+    options: dict[str, Any]
+    seqused_k: Tensor | None
+    rows: tuple[int, int] | None  # (B, Sq) of a dense call that is served as a packed one
+
+    @classmethod
+    def of(cls, problem: AttentionProblem, inputs: AttentionInputs) -> _Call:
+        q, k, v = inputs[:3]
+        rows, starts_q, starts_k = None, inputs.cu_seqlens_q, inputs.cu_seqlens_k
+        if inputs.seqused_k is not None and problem.layout == "dense":
+            # Only packed calls have keys that are not in use.
+            rows = problem.batch, problem.seqlen_q
+            q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+            entries = torch.arange(problem.batch + 1, dtype=torch.int32, device=q.device)
+            starts_q, starts_k = entries * problem.seqlen_q, entries * problem.seqlen_k
+        options = {
+            "scale": problem.scale,
+            "window_size_left": problem.window_left,
+            "window_size_right": problem.window_right,
+        }
+        lengths = starts_q, starts_k, problem.seqlen_q, problem.seqlen_k
+        causal = problem.window_right == 0 and problem.window_left < 0
+        return cls((q, k, v), lengths, causal, options, inputs.seqused_k, rows)
+
+    def laid_out(self, o: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+        if self.rows is not None:
+            batch, seqlen = self.rows
+            o = o.view(batch, seqlen, *o.shape[1:])
+            lse = lse.view(-1, batch, seqlen).transpose(0, 1)
+        return o.contiguous(), lse
+
+
+def _is_empty(inputs: AttentionInputs) -> bool:
+    return inputs.q.numel() == 0 or inputs.k.numel() == 0
+
+
+def _with_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
+    """The sink (Hq,) takes its share of each row and gives no value."""
+    merged = torch.logaddexp(lse, sinks[:, None])
+    share = (lse - merged.masked_fill(merged == -torch.inf, 0.0)).exp()
+    return o.mul_(share.transpose(-1, -2)[..., None]), merged
+
+
+def _with_grad_lse(tensors: list[Tensor], grad_lse: Tensor) -> list[Tensor]:
+    """grad_o, q, k, v and o with columns that bring a gradient at lse into rowsum(o * grad_o).
+
+    A float32 number is the sum of three of either half type, as far as their exponents reach.
+    """
+    grad_o, q, k, v, o = (F.pad(x, (0, _MULTIPLE)) for x in tensors)
+    head_dim, rest = o.shape[-1] - _MULTIPLE, -grad_lse.transpose(-1, -2)
+    for column in range(head_dim, head_dim + 3):
+        o[..., column] = rest
+        rest = rest - o[..., column].float()
+        grad_o[..., column] = 1.0
+    return [grad_o, q, k, v, o]
+
+
+@contextmanager
+def _in_one_order() -> Generator[None]:
+    """The same call gives the same bits, whatever the program has chosen for torch."""
+    mode, fill = torch.get_deterministic_debug_mode(), _deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    _deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        _deterministic.fill_uninitialized_memory = fill

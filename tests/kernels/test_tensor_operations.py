@@ -1,0 +1,119 @@
+"""The tiles on Metal 4's tensor operations: every feature, and every layout that Metal allows."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+
+import metalsim
+from flashmetal.engines import metal
+from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.engines.metal.cooperative import layout_of
+from flashmetal.plan import plan
+from flashmetal.testing import (
+    assert_gradients_match_reference,
+    assert_matches_reference,
+    differentiable,
+    make_inputs,
+    make_output_gradients,
+)
+
+from ..features import CACHES, DROPOUT, FEATURES, SHAPE, TRAINING
+from .simulated import bits, runtime
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+CALLS = FEATURES | CACHES | DROPOUT
+# The lowest two bits of a random layout's seed say whether operands agree in layout, and whether
+# mode::multiply adds to what it finds.
+LAYOUTS = ("apple10", "older", "random:0", "random:1", "random:2", "random:3")
+
+
+def check(call: dict[str, Any], layout: str = "apple10", findings: bool = False) -> None:
+    problem, inputs = make_inputs(**call)
+    with metal_runtime(runtime("M5", findings, layout)):
+        o, lse = metal.forward(problem, inputs, kernel="tensor")
+    assert_matches_reference(o, lse, problem, inputs)
+
+
+def check_gradients(call: dict[str, Any], layout: str = "apple10") -> None:
+    problem, inputs = make_inputs(**call)
+    with metal_runtime(runtime("M5", layout=layout)):
+        o, lse = metal.forward(problem, inputs, kernel="tensor")
+        grad_o, grad_lse = make_output_gradients(o, lse, through_lse=True)
+        wanted = differentiable(inputs)
+        call_of = problem, inputs, o, lse, grad_o, grad_lse, wanted
+        found = metal.backward(*call_of, kernel="tensor")
+    assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
+
+
+@pytest.mark.parametrize(
+    ("feature", "dtype"), list(zip(CALLS, cycle(DTYPES), strict=False)), ids=str
+)
+def test_feature(feature: str, dtype: torch.dtype) -> None:
+    check({**SHAPE, **CALLS[feature], "dtype": dtype})
+
+
+GRADIENTS = list(zip([*list(TRAINING)[::3], "everything, packed"], cycle(DTYPES), strict=False))
+
+
+@pytest.mark.parametrize(("feature", "dtype"), GRADIENTS, ids=str)
+def test_gradients_of_a_feature(feature: str, dtype: torch.dtype) -> None:
+    check_gradients({**SHAPE, **TRAINING[feature], "dtype": dtype})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("feature", TRAINING)
+def test_gradients_of_a_feature_in_every_dtype(feature: str, dtype: torch.dtype) -> None:
+    check_gradients({**SHAPE, **TRAINING[feature], "dtype": dtype})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout(layout: str) -> None:
+    call = {**SHAPE, "window_right": 0, "head_dim": 40, "head_dim_v": 72, "dtype": torch.float16}
+    check(call, layout, findings=True)
+    check({**call, "dtype": torch.float32}, layout)
+    if layout in ("older", "random:1"):
+        check_gradients(call, layout)
+
+
+DIMS = [(1, 33), (80, 80), (128, 128), (192, 128), (256, 256), (576, 512)]
+
+
+@pytest.mark.parametrize(("dims", "dtype"), list(zip(DIMS, cycle(DTYPES), strict=False)), ids=str)
+def test_head_dims(dims: tuple[int, int], dtype: torch.dtype) -> None:
+    call = {**SHAPE, "head_dim": dims[0], "head_dim_v": dims[1], "dtype": dtype}
+    check(call)
+    if max(dims) <= 256:
+        check_gradients(call)
+
+
+def test_the_layout_is_asked_of_the_gpu() -> None:
+    for layout, told in (("apple10", "apple10"), ("older", "older"), ("random:0", "unknown")):
+        assert layout_of(runtime("M5", layout=layout), torch.float16) == told
+
+
+def test_auto_takes_tensor_operations_where_they_pay() -> None:
+    problem, _ = make_inputs(**SHAPE)
+    for gpu, layout, kernel in (
+        ("M5", "apple10", "tensor"),
+        ("M5", "random:0", "simdgroup"),
+        ("M4", "apple10", "simdgroup"),
+    ):
+        with metal_runtime(runtime(gpu, layout=layout)):
+            assert plan(problem, "metal").kernel == kernel
+    old = Runtime(metalsim.compile_shader, "cpu", Gpu.named("M5"), has_tensor_operations=False)
+    with metal_runtime(old):
+        assert plan(problem, "metal").kernel == "simdgroup"
+        with pytest.raises(NotImplementedError, match=r"tensor operations need .*macOS 26\.2"):
+            plan(problem, "metal", "tensor")
+
+
+def test_two_runs_give_equal_bits() -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **FEATURES["everything, packed"]})
+    with metal_runtime(runtime("M5", layout="apple10")):
+        first, second = (metal.forward(problem, inputs, kernel="tensor") for _ in range(2))
+    assert all(map(torch.equal, bits(*first), bits(*second)))
