@@ -20,7 +20,7 @@ NAME = "flashmetal"
 VERSION = 1
 LICENSE = "apache-2.0"
 REPOSITORY = "flashmetal/flashmetal"
-SUFFIXES = ("h", "metal", "py")
+SUFFIXES = ("h", "metal", "py", "txt")
 # A variant is a folder's name and the backend in its metadata, which has no word for "universal".
 VARIANTS = {"torch-metal": "metal", "torch-universal": "cpu"}
 # Integrations import the libraries they serve, by whom flashmetal is loaded here.
@@ -50,11 +50,12 @@ import importlib.util
 import sys
 from pathlib import Path
 
-if "{id}" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location("{id}", Path(__file__).parents[1] / "__init__.py")
-    sys.modules["{id}"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["{id}"])
-globals().update({{name: getattr(sys.modules["{id}"], name) for name in sys.modules["{id}"].__all__}})
+_ID, _PATH = "{id}", Path(__file__).parents[1] / "__init__.py"
+if _ID not in sys.modules:
+    _spec = importlib.util.spec_from_file_location(_ID, _PATH)
+    sys.modules[_ID] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_ID])
+globals().update({{name: getattr(sys.modules[_ID], name) for name in sys.modules[_ID].__all__}})
 """
 
 

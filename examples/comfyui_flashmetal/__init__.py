@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flashmetal import flash_attn_func
+from flashmetal.integrations.masks import bias_of_mask
 
 # What ComfyUI hands to every attention function and that changes no result. fp32 accumulation,
 # which attn_precision may ask for, is what flashmetal always does.
@@ -46,20 +47,11 @@ def attention_override(
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     else:
         q, k, v = (x.unflatten(-1, (-1, q.shape[-1] // heads)) for x in (q, k, v))
-    out = flash_attn_func(q, k, v, bias=None if mask is None else bias_of(mask, q.dtype, k))
-    return out.transpose(1, 2) if skip_output_reshape else out.flatten(2)
-
-
-def bias_of(mask: Tensor, dtype: torch.dtype, k: Tensor) -> Tensor:
-    """A mask as a bias with the dimensions (B, H, Sq, Sk), all but the last possibly 1."""
-    if mask.ndim == 2:
-        mask = mask[None]
-    if mask.ndim == 3:
+    if mask is not None and mask.ndim == 3:
         mask = mask[:, None]
-    mask = mask.expand(*mask.shape[:-1], k.shape[1])
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
-    return mask.to(dtype)
+    bias = None if mask is None else bias_of_mask(mask, q.dtype, k.shape[1])
+    out = flash_attn_func(q, k, v, bias=bias)
+    return out.transpose(1, 2) if skip_output_reshape else out.flatten(2)
 
 
 class FlashmetalAttention:

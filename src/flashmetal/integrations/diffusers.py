@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers.models import attention_dispatch
 from torch import Tensor
 
 from ..api import flash_attn_func
+from .masks import bias_of_mask
 
 NAME = "flashmetal"
 
@@ -85,16 +85,8 @@ def attention(
         # The diagonal begins at the first key here, and ends at the last in flash_attn_func.
         key, value = key[:, : query.shape[1]], value[:, : query.shape[1]]
         window = (-1, query.shape[1] - key.shape[1])
-    bias = None if attn_mask is None else _bias(attn_mask, query, key)
+    if attn_mask is not None and attn_mask.shape == key.shape[:2]:
+        attn_mask = attn_mask[:, None, None]
+    bias = None if attn_mask is None else bias_of_mask(attn_mask, query.dtype, key.shape[1])
     options: dict[str, Any] = dict(dropout_p=dropout_p, softmax_scale=scale, window_size=window)
     return flash_attn_func(query, key, value, **options, bias=bias, return_lse=return_lse)
-
-
-def _bias(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """A mask as a bias (B or 1, Hq or 1, Sq or 1, Sk) in query's dtype."""
-    if mask.ndim == 2 and mask.shape == key.shape[:2]:
-        mask = mask[:, None, None]
-    mask = mask.expand(*[1] * (4 - mask.ndim), *mask.shape[:-1], key.shape[1])
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
-    return mask.to(query.dtype)
