@@ -12,9 +12,9 @@ from torch import Tensor
 from ..cache_formats import dequantise
 
 # From so many neighbouring keys on, reading them in place beats gathering them with others.
-_LEAST_RUN = 16
+_LEAST_RUN = 8
 # Elements gathered at a time; on a CPU (True) they stay in its cache.
-_GATHERED = {True: 1 << 18, False: 1 << 22}
+_GATHERED = {True: 1 << 20, False: 1 << 22}
 
 
 class Panel(NamedTuple):
