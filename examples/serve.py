@@ -194,7 +194,8 @@ def serve(
             bars.update(
                 task,
                 advance=len(answered),
-                description=f"pages {memory.pages_used}/{memory.pages}, "
+                description=f"{bars.tasks[task].speed or 0:.0f} tokens a second, "
+                f"pages {memory.pages_used}/{memory.pages}, "
                 f"{len(server.running)} running, {len(server.waiting)} waiting: ...{text}",
             )
     return [request.answer for request in requests]

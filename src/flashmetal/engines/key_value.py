@@ -225,7 +225,8 @@ def _even(first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
 
 def _neighbours_end(pages: list[int], index: int, end: int) -> int:
     """Up to where, at most ``end``, each of the pages from ``index`` on follows the one before."""
-    if pages[index:end] == list(range(pages[index], pages[index] + end - index)):
+    last = pages[index] + end - 1 - index
+    if pages[end - 1] == last and pages[index:end] == list(range(pages[index], last + 1)):
         return end
     index += 1
     while index < end and pages[index] == pages[index - 1] + 1:
