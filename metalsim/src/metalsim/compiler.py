@@ -65,19 +65,6 @@ def clang_drivers() -> list[tuple[str, ...]]:
     return [command for command in commands if command and command[-1] != "c++"]
 
 
-def find_clang() -> Compiler | None:
-    """The compiler that `find_compiler` finds if it is a clang, else a clang++ from the path, else
-    None."""
-    try:
-        compiler = find_compiler()
-        if compiler.family != "gcc":
-            return compiler
-    except CompilerNotFoundError:
-        pass
-    programs = clang_programs(os.environ.get("PATH", os.defpath))
-    return described((programs[0],), programs[0]) if programs else None
-
-
 @functools.lru_cache(maxsize=8)
 def _find(chosen: str, path: str) -> Compiler:
     if chosen:

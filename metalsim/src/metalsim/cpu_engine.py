@@ -11,8 +11,7 @@ from .launch import KernelRecord, LoadedLibrary
 
 
 class CpuEngine(NamedTuple):
-    """A compiler, a mode of machine.MODES, the cache where the machine itself is kept, and whether
-    lanes may diverge at collectives."""
+    """A compiler, a mode of machine.MODES, and the cache where the machine itself is kept."""
 
     compiler: Compiler
     mode: str
@@ -22,14 +21,8 @@ class CpuEngine(NamedTuple):
 
     def digest(self, *parts: str) -> str:
         """Stands for `parts`, the machine, its flags and the compiler."""
-        return self._digest(*self._flags(), *parts)
-
-    def _flags(self) -> list[str]:
-        return machine.kernel_flags(self.compiler.family, self.mode, self.inactive_lanes)
-
-    def _digest(self, *parts: str) -> str:
         # The flags depend on the processor: a cache on a shared disk serves several.
-        flags = machine.kernel_flags(self.compiler.family, self.mode)
+        flags = self._flags()
         identity = self.compiler.identity
         return cache.digest(cache.machine_digest(), identity, self.mode, *flags, *parts)
 
@@ -52,6 +45,9 @@ class CpuEngine(NamedTuple):
         self._runtime()
         return LoadedLibrary(path)
 
+    def _flags(self) -> list[str]:
+        return machine.kernel_flags(self.compiler.family, self.mode, self.inactive_lanes)
+
     def _runtime(self) -> Path:
         def build(path: Path) -> None:
             try:
@@ -62,4 +58,5 @@ class CpuEngine(NamedTuple):
                     f"{failure.output}"
                 ) from None
 
-        return cache.shared_file(self.directory, f"machine-{self._digest()}.so", build)
+        digest = self._replace(inactive_lanes=False).digest()  # the machine is the same
+        return cache.shared_file(self.directory, f"machine-{digest}.so", build)

@@ -175,16 +175,20 @@ def compile_shader(
             simdgroups: 128-byte lines that they touch, bank conflicts. A checking build, slower.
         function_constants: values by the name or index of `constant T x
             [[function_constant(index)]]`.
-        include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`).
-        cache_dir: for compiled libraries; default METALSIM_CACHE_DIR, else the user's cache.
+        include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`) if torch
+            is installed.
+        cache_dir: where compiled libraries are kept; default METALSIM_CACHE_DIR, else the user's
+            cache directory.
         cooperative_layout: where the lanes of a simdgroup hold the elements of a cooperative
             tensor, which Metal does not say: "apple10" (M5), "older" (GPUs before it) or
             "random:SEED", whose lanes have empty slots too; None reads
             METALSIM_COOPERATIVE_LAYOUT (default: apple10). Seeds decide as well what else GPUs may
-            do differently: under odd ones the layout depends on operand, element type and depth too
-            (`is_compatible_as_left_input` is false), with bit 1 set `mode::multiply` adds.
-        inactive_lanes: let lanes diverge at a simdgroup's collectives: each is one of the lanes
-            that reach it together, as Metal permits. Barriers and matrices need all lanes still.
+            do differently: under odd ones the layout depends on operand, element type and depth
+            too (`is_compatible_as_left_input` is false), under those with bit 1 set
+            `mode::multiply` adds to a destination in memory.
+        inactive_lanes: let lanes of a simdgroup diverge at its collectives, each of which is then
+            one of the lanes that reach it together, as Metal permits; otherwise that is a
+            DivergenceError. Barriers and matrices need all lanes in any case. Slower.
         engine: "cpu", or "cuda": NVIDIA GPUs, without checks, counters and seeds.
         float_products: how engine="cuda" multiplies 8x8 matrices of floats: "fma" with the bits of
             the CPU engine, or "3xtf32", faster and with about 22 bits.
@@ -208,13 +212,13 @@ def compile_shader(
         torch_headers(),
         read_layout(cooperative_layout).definitions(),
         directory,
-        _engine(engine, checks, inactive_lanes, float_products, directory),
+        _engine(engine, checks, float_products, inactive_lanes, directory),
     )
     return ShaderLibrary(*build.library(), checks)
 
 
 def _engine(
-    name: str, checks: int | None, inactive_lanes: bool, float_products: str, directory: Path
+    name: str, checks: int | None, float_products: str, inactive_lanes: bool, directory: Path
 ) -> Engine:
     if float_products not in FLOAT_PRODUCTS:
         known = ", ".join(FLOAT_PRODUCTS)

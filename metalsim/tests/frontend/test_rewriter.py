@@ -281,3 +281,8 @@ def test_refused(source: str, line: int, message: str) -> None:
     assert error.offset is not None
     assert str(error).startswith(f"program_source:{line}:{error.offset}: error: ")
     assert error.text == source.split("\n")[line - 1]
+
+
+def test_a_list_in_braces_may_be_an_argument() -> None:
+    source = "struct A { int x; };\nint g(A a);\nint f() { return g(A{1}) + g({2}); }"
+    assert "g(A{1}) + g({2})" in body(source)

@@ -34,7 +34,9 @@ _FUNCTION_ATTRIBUTES = frozenset(
     {"kernel", "host_name", "max_total_threads_per_threadgroup", "required_threads_per_threadgroup"}
 )
 _PLAIN_ATTRIBUTES = frozenset(
-    {"id", "flatten", "unused", "visible_to_linker"} | BUILTIN_VALUES | _FUNCTION_ATTRIBUTES
+    {"id", "flatten", "unused", "visible_to_linker", "buffer", "threadgroup"}
+    | BUILTIN_VALUES
+    | _FUNCTION_ATTRIBUTES
 )
 _CPP_ATTRIBUTES = frozenset(
     {"maybe_unused", "nodiscard", "fallthrough", "likely", "unlikely", "deprecated"}
@@ -64,6 +66,8 @@ def parameter_list(tokens: list[Token]) -> int | None:
             before = tokens[at - 1].text if at else ""
             if before not in ("decltype", "__attribute__", "alignas", "_Pragma"):
                 return at
+            at = closing(tokens, at)
+        elif text == "[":
             at = closing(tokens, at)
         elif text == "<":
             at = closing_angle(tokens, at) or at
@@ -158,7 +162,7 @@ def _arguments(parameters: list[list[Token]]) -> tuple[Argument, ...]:
 def _is_read_only(declaration: list[Token]) -> bool:
     """Whether what the parameter points to is const: the word stands before the first * or &."""
     words = [token.text for token in declaration]
-    end = min((words.index(mark) for mark in ("*", "&") if mark in words), default=len(words))
+    end = min((words.index(mark) for mark in ("*", "&", "[") if mark in words), default=len(words))
     return "const" in words[:end] or "constant" in words[:end]
 
 
@@ -195,8 +199,10 @@ def _builtin(attributes: list[Attribute]) -> str:
 def _check_buffer_parameter(declaration: list[Token], attributes: list[Attribute]) -> None:
     if not declaration:
         raise error_at(attributes[0].where, "expected a parameter")
-    if not any(token.text in ("*", "&") for token in declaration):
-        name = declaration[-1]
+    name = declaration[-1]
+    if name.text == "]":  # an array, which is a pointer to its elements
+        name = declaration[[token.text for token in declaration].index("[") - 1]
+    elif not any(token.text in ("*", "&") for token in declaration):
         raise error_at(
             name,
             f"kernel parameter '{name.text}' is neither a pointer or reference nor has the "
@@ -204,7 +210,6 @@ def _check_buffer_parameter(declaration: list[Token], attributes: list[Attribute
             "built-in value",
         )
     if not any(token.text in ("device", "constant") for token in declaration):
-        name = declaration[-1]
         raise error_at(
             name, f"kernel parameter '{name.text}' must be in the device or constant address space"
         )
