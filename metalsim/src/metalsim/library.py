@@ -175,20 +175,16 @@ def compile_shader(
             simdgroups: 128-byte lines that they touch, bank conflicts. A checking build, slower.
         function_constants: values by the name or index of `constant T x
             [[function_constant(index)]]`.
-        include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`) if torch
-            is installed.
-        cache_dir: where compiled libraries are kept; default METALSIM_CACHE_DIR, else the user's
-            cache directory.
+        include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`).
+        cache_dir: for compiled libraries; default METALSIM_CACHE_DIR, else the user's cache.
         cooperative_layout: where the lanes of a simdgroup hold the elements of a cooperative
             tensor, which Metal does not say: "apple10" (M5), "older" (GPUs before it) or
             "random:SEED", whose lanes have empty slots too; None reads
             METALSIM_COOPERATIVE_LAYOUT (default: apple10). Seeds decide as well what else GPUs may
-            do differently: under odd ones the layout depends on operand, element type and depth
-            too (`is_compatible_as_left_input` is false), under those with bit 1 set
-            `mode::multiply` adds to a destination in memory.
-        inactive_lanes: let lanes of a simdgroup diverge at its collectives, each of which is then
-            one of the lanes that reach it together, as Metal permits; otherwise that is a
-            DivergenceError. Barriers and matrices need all lanes in any case. Slower.
+            do differently: under odd ones the layout depends on operand, element type and depth too
+            (`is_compatible_as_left_input` is false), with bit 1 set `mode::multiply` adds.
+        inactive_lanes: let lanes diverge at a simdgroup's collectives: each is one of the lanes
+            that reach it together, as Metal permits. Barriers and matrices need all lanes still.
         engine: "cpu", or "cuda": NVIDIA GPUs, without checks, counters and seeds.
         float_products: how engine="cuda" multiplies 8x8 matrices of floats: "fma" with the bits of
             the CPU engine, or "3xtf32", faster and with about 22 bits.
