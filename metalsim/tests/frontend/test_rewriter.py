@@ -54,6 +54,26 @@ def test_spellings_of_a_kernel(head: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("instantiation", "limit"),
+    [
+        ("f<float, 2, 4>", 256),
+        ("f<half, 1>", 96),
+        ("f<vec<half, 2>, (3 - 1), 2>", 128),
+        ("f<float, 64, 1>", 1024),
+        ("f<float, WIDTH, 1>", 1024),
+    ],
+)
+def test_a_limit_of_template_parameters(instantiation: str, limit: int) -> None:
+    program = translate(
+        "constant int WIDTH = 2;\n"
+        "template <typename T, int ROWS, int COLUMNS = 3>\n"
+        "[[max_total_threads_per_threadgroup(ROWS * COLUMNS * 32)]] kernel void f(device T* x) {}\n"
+        f"template [[kernel]] decltype({instantiation}) {instantiation};"
+    )
+    assert program.kernels[0].max_threads == limit
+
+
+@pytest.mark.parametrize(
     ("instantiation", "name", "expression"),
     [
         ('template [[host_name("x")]] [[kernel]] decltype(f<int, 4>) f<int, 4>;', "x", "f<int, 4>"),

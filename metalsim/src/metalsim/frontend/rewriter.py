@@ -228,10 +228,12 @@ class Rewriter:
         start = 0
         while before[start].text == "template":
             start = (closing_angle(before, start + 1) or start + 1) + 1
-        signature = read_signature([*before[start:], *after], attributes, self._names(), start > 0)
+        signature = read_signature(
+            [*before[start:], *after], attributes, self._names(), before[:start]
+        )
         self._signatures[signature.name.text] = signature
         self._variables = 0
-        if not signature.is_template:
+        if not signature.template:
             name = [signature.name]
             plain = read_instantiation(name, attributes, signature.scope, self._signatures)
             self.kernels.append(plain)
