@@ -27,7 +27,7 @@ kernel void internals(device float* out, constant const int steps[2], const devi
                       uint i [[thread_position_in_grid]]) {
   bfloat sum = 0;
   sum += exp2(bfloat(float(i)));
-  const uniform<float> one = 1.0f;
+  const uniform<float> one = make_uniform(1.0f);
   advance(in, steps[0] + steps[1]);
   logger.log_debug("thread %d", i);
   out[i] = sum + one + in[0] + __metal_simd_max(float(i)) +
