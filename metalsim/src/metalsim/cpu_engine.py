@@ -15,13 +15,19 @@ class CpuEngine(NamedTuple):
 
     compiler: Compiler
     mode: str
+    inactive_lanes: bool
     directory: Path
     suffix: str = ".so"
 
     def digest(self, *parts: str) -> str:
         """Stands for `parts`, the machine, its flags and the compiler."""
         # The flags depend on the processor: a cache on a shared disk serves several.
-        flags = machine.kernel_flags(self.compiler.family, self.mode)
+        return self._digest(self._flags(), *parts)
+
+    def _flags(self) -> list[str]:
+        return machine.kernel_flags(self.compiler.family, self.mode, self.inactive_lanes)
+
+    def _digest(self, flags: list[str], *parts: str) -> str:
         identity = self.compiler.identity
         return cache.digest(cache.machine_digest(), identity, self.mode, *flags, *parts)
 
@@ -31,7 +37,7 @@ class CpuEngine(NamedTuple):
 
     def build(self, code: str, path: Path) -> None:
         """A kernel library beside the machine that it runs on."""
-        build_kernels(self.compiler, self.mode, code, self._runtime(), path)
+        build_kernels(self.compiler, self._flags(), code, self._runtime(), path)
 
     def threadgroup_bytes(self, path: Path) -> dict[int, int]:
         """Nothing: launches measure it."""
@@ -54,4 +60,5 @@ class CpuEngine(NamedTuple):
                     f"{failure.output}"
                 ) from None
 
-        return cache.shared_file(self.directory, f"machine-{self.digest()}.so", build)
+        flags = machine.kernel_flags(self.compiler.family, self.mode)
+        return cache.shared_file(self.directory, f"machine-{self._digest(flags)}.so", build)

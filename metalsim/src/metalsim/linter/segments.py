@@ -43,6 +43,11 @@ class Recorder(Rewriter):
     def _statement(self, statement: list[Token], end: Token) -> None:
         super()._statement(self._noted(statement), end)
 
+    def _declare_arrays(
+        self, statement: list[Token], initialized: bool
+    ) -> tuple[Token, ...] | None:
+        return None  # they stay as they were written
+
     def _refuse_word(self, token: Token, before: Token | None) -> None:
         if token.text not in REFUSED:  # which check_words finds, every one of them
             super()._refuse_word(token, before)
