@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -82,6 +83,20 @@ def test_any_length_in_one_graph() -> None:
         targets.clear()
         compiled(targets, dynamic=True)(*[torch.randn(2, 4, 11, 16) for _ in "qkv"])
         assert "flashmetal.attention.default" not in targets
+
+
+def test_what_a_trace_remembered_is_forgotten() -> None:
+    """Traces with symbolic sizes look the kernel up in a cache of Python's."""
+    query = torch.randn(1, 2, 3, 8, requires_grad=True)
+
+    def name() -> str:
+        with enable_python_dispatcher():
+            return scaled_dot_product_attention(query, query, query).grad_fn.name()
+
+    stock = name()
+    with sdpa.installed(devices=("cpu",), always=True):
+        assert name() != stock
+    assert name() == stock
 
 
 def test_graphs_on_disk_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,14 @@ VERDICTS: dict[str, tuple[Call, Software, bool, str, str]] = {
         "fused kernel",
     ),
     "cpu-value-dim": (call(device="cpu", head_dim_v=32), NOW, True, "memory", "one head dimension"),
+    "cpu-dropout": (call(device="cpu", dropout_p=0.1), NOW, False, "speed", "the faster way"),
+    "cpu-dropout-large": (
+        call(1 << 14, 1 << 14, device="cpu", dropout_p=0.1),
+        NOW,
+        True,
+        "memory",
+        "4096 MiB of scores: its fused kernels have no dropout",
+    ),
     "cpu-mask-gradient": (
         call(device="cpu", mask=((2048, 2048), HALF), mask_needs_grad=True, needs_grad=True),
         NOW,

@@ -53,17 +53,16 @@ def find_compiler() -> Compiler:
     return _find(os.environ.get("METALSIM_CXX", ""), os.environ.get("PATH", os.defpath))
 
 
-def find_clang() -> Compiler | None:
-    """The compiler that `find_compiler` finds if it is a clang, else a clang++ from the path, else
-    None."""
-    try:
-        compiler = find_compiler()
-        if compiler.family != "gcc":
-            return compiler
-    except CompilerNotFoundError:
-        pass
-    programs = _clang_programs(os.environ.get("PATH", os.defpath))
-    return _compiler((programs[0],), programs[0]) if programs else None
+def clang_drivers() -> list[tuple[str, ...]]:
+    """Commands that may be clang's own driver, which takes every language: that of METALSIM_CXX,
+    those on the path, that of the ziglang package."""
+    path = os.environ.get("PATH", os.defpath)
+    commands = [tuple(shlex.split(os.environ.get("METALSIM_CXX", "")))]
+    commands += [(program,) for program in _clang_programs(path)]
+    if importlib.util.find_spec("ziglang") is not None:
+        commands.append((sys.executable, "-m", "ziglang", "clang"))
+    # `zig c++` is a driver of zig's, which knows C++ alone.
+    return [command for command in commands if command and command[-1] != "c++"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -136,14 +135,17 @@ def build_runtime(compiler: Compiler, mode: str, output: Path) -> None:
     _link(compiler, objects, [], output)
 
 
-def build_kernels(compiler: Compiler, mode: str, code: str, runtime: Path, output: Path) -> None:
-    """C++ from the front end as a shared library at `output`, which finds `runtime` beside itself.
+def build_kernels(
+    compiler: Compiler, flags: Sequence[str], code: str, runtime: Path, output: Path
+) -> None:
+    """C++ from the front end as a shared library at `output`, which finds `runtime` beside itself;
+    `flags` are machine.kernel_flags.
 
     Raises CompilationFailed for code that does not compile.
     """
     source, compiled = output.with_name("program.cpp"), output.with_name("program.o")
     source.write_text(code, encoding="ascii")
-    flags = [*machine.kernel_flags(compiler.family, mode), *_message_flags(compiler.family)]
+    flags = [*flags, *_message_flags(compiler.family)]
     # The bare name keeps the cache's directory, which may move, out of debug information.
     _run_together(
         [[*compiler.command, *flags, "-c", source.name, "-o", compiled.name]], output.parent

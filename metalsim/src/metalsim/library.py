@@ -166,6 +166,7 @@ def compile_shader(
     include_dirs: Sequence[str | os.PathLike[str]] = (),
     cache_dir: str | os.PathLike[str] | None = None,
     cooperative_layout: str | None = None,
+    inactive_lanes: bool = False,
 ) -> ShaderLibrary:
     """Compile Metal source for this machine's CPU: the counterpart of `torch.mps.compile_shader`.
 
@@ -189,6 +190,9 @@ def compile_shader(
             do differently: under odd ones the layout depends on operand, element type and depth
             too (`is_compatible_as_left_input` is false), under those with bit 1 set
             `mode::multiply` adds to a destination in memory.
+        inactive_lanes: let lanes of a simdgroup diverge at its collectives, each of which is then
+            one of the lanes that reach it together, as Metal permits; otherwise that is a
+            DivergenceError. Barriers and matrices need all lanes in any case. Slower.
 
     Returns:
         The library; `library.name` is the kernel called `name`.
@@ -206,6 +210,7 @@ def compile_shader(
         dict(function_constants or {}),
         read_include_dirs("compile_shader", include_dirs),
         read_layout(cooperative_layout),
+        inactive_lanes,
         cache.cache_directory(cache_dir),
         find_compiler(),
     )
@@ -226,6 +231,7 @@ class _Build(NamedTuple):
     function_constants: dict[str | int, FunctionConstant]
     include_dirs: tuple[Path, ...]
     cooperative_layout: CooperativeLayout
+    inactive_lanes: bool
     directory: Path
     compiler: Compiler
 
@@ -237,7 +243,8 @@ class _Build(NamedTuple):
         constants = repr(sorted(self.function_constants.items(), key=str))
         directories = map(str, self.include_dirs)
         tensors = self.cooperative_layout.definitions()
-        key = self._digest(cache.front_end_digest(), self.source, constants, tensors, *directories)
+        options = [constants, tensors, str(self.inactive_lanes)]
+        key = self._digest(cache.front_end_digest(), self.source, *options, *directories)
         record_name = f"program-{key}.json"
         record = cache.read_record(self.directory, record_name)
         if record is None or not (self.directory / str(record["file"])).exists():
@@ -261,7 +268,7 @@ class _Build(NamedTuple):
             system_dirs=torch_headers(),
             tensor_definitions=self.cooperative_layout.definitions(),
         )
-        name = f"kernels-{self._digest(translation.code)}.so"
+        name = f"kernels-{self._digest(translation.code, str(self.inactive_lanes))}.so"
         runtime = self._runtime()
         cache.shared_file(
             self.directory, name, lambda path: self._build(translation, runtime, path)
@@ -285,8 +292,9 @@ class _Build(NamedTuple):
             ) from None
 
     def _build(self, translation: Translation, runtime: Path, path: Path) -> None:
+        flags = machine.kernel_flags(self.compiler.family, self.mode, self.inactive_lanes)
         try:
-            build_kernels(self.compiler, self.mode, translation.code, runtime, path)
+            build_kernels(self.compiler, flags, translation.code, runtime, path)
         except CompilationFailed as failure:
             error = compile_error(failure.output, translation)
             if error is not None:

@@ -27,6 +27,8 @@ _TINY_FLOP = 1 << 26
 # A decode step is bound by reading k and v: below so many elements of k the host is.
 _DECODE_ROWS = 8
 _DECODE_ELEMENTS = 1 << 19
+# Random numbers that depend on the position cost a CPU as much again as the rest of the call.
+_CPU_DROPOUT_BYTES = 1 << 30
 _INDEXABLE_SCORES = 1 << 32
 # Head dimensions of torch's Metal kernels: one to eight queries, and more.
 _VECTOR_HEAD_DIMS = (64, 96, 128, 256)
@@ -113,8 +115,11 @@ def decide(call: Call, software: Software) -> Verdict:
         return Verdict(False, "size", "too small to be worth more host time than PyTorch's")
     reason = _refuse_fused(call, sizes, software)
     if reason is not None:
-        scores = sizes.scores * call.dtypes[0].itemsize / 2**20
-        return Verdict(True, "memory", f"PyTorch would form {scores:.0f} MiB of scores: {reason}")
+        size = sizes.scores * call.dtypes[0].itemsize
+        formed = f"PyTorch would form {size / 2**20:.0f} MiB of scores: {reason}"
+        if call.device == "cpu" and call.dropout_p and size < _CPU_DROPOUT_BYTES:
+            return Verdict(False, "speed", f"{formed}; on a CPU that is the faster way")
+        return Verdict(True, "memory", formed)
     groups = sizes.heads // sizes.heads_k
     if groups > 1 and sizes.is_decode and read >= _DECODE_ELEMENTS:
         return Verdict(

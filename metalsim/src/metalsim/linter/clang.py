@@ -8,14 +8,16 @@ and Metal does not is listed in _ARTIFACTS.
 
 from __future__ import annotations
 
+import functools
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..compiler import Compiler
+from ..compiler import clang_drivers
 from ..diagnostics import Message, in_user_source, read_messages, to_user_column
 from ..frontend import Kernel, Preprocessed, Translation, assemble
 from ..frontend.tokens import Token
@@ -24,7 +26,7 @@ from .constructors import call_constructors
 from .findings import LintFinding
 
 _FLAGS = (
-    *("-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-ffreestanding"),
+    *("-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-nostdinc"),
     *("-Xclang", "-cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space"),
     *("-Xclang", "-fnative-half-type", "-Xclang", "-fnative-half-arguments-and-returns"),
     *("-w", "-fno-caret-diagnostics", "-fno-color-diagnostics", "-ferror-limit=0"),
@@ -104,14 +106,39 @@ class Compiled(NamedTuple):
     messages: list[Message]
 
 
-def run_clang(compiler: Compiler, code: str) -> Compiled:
-    """Compile a unit that `translate_for_clang` made."""
+def find_clang() -> tuple[str, ...] | None:
+    """The command of a clang with an OpenCL C++ front end; None where there is none."""
+    return next(filter(_takes_opencl, clang_drivers()), None)
+
+
+@functools.lru_cache(maxsize=8)
+def _takes_opencl(command: tuple[str, ...]) -> bool:
     with tempfile.TemporaryDirectory(prefix="metalsim-lint-") as folder:
-        path = Path(folder) / "program.clcpp"
-        path.write_text(code, encoding="ascii")
-        command = [*compiler.command, *_FLAGS, path.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    return Compiled(done.stdout, read_messages(done.stderr))
+        return _run(command, "#include <metalsim/shim.h>\n", folder).returncode == 0
+
+
+def run_clang(command: tuple[str, ...], code: str) -> Compiled:
+    """Compile a unit that `translate_for_clang` made.
+
+    Raises RuntimeError where clang fails for another reason than the program.
+    """
+    with tempfile.TemporaryDirectory(prefix="metalsim-lint-") as folder:
+        done = _run(command, code, folder)
+    messages = read_messages(done.stderr)
+    if done.returncode and not messages:
+        raise RuntimeError(f"lint: {shlex.join(command)} failed:\n{done.stderr}")
+    return Compiled(done.stdout, messages)
+
+
+def _run(command: tuple[str, ...], code: str, folder: str) -> subprocess.CompletedProcess[str]:
+    Path(folder, "program.clcpp").write_text(code, encoding="ascii")
+    return subprocess.run(
+        [*command, *_FLAGS, "program.clcpp"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+    )
 
 
 def check_types(messages: list[Message], translation: Translation) -> Iterator[LintFinding]:

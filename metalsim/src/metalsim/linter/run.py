@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from ..compiler import find_clang
 from ..frontend import Preprocessed, Preprocessor
 from ..frontend.function_constants import FunctionConstants
 from ..include_path import read_include_dirs, torch_headers
-from .clang import ANY_THREAD, check_types, run_clang, translate_for_clang
+from .clang import ANY_THREAD, check_types, find_clang, run_clang, translate_for_clang
 from .findings import LintFinding
 from .kernels import check_kernels
 from .pointers import check_pointers

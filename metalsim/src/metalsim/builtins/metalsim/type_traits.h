@@ -149,11 +149,13 @@ METALSIM_CONSTANT inline constexpr bool is_integral_v = metalsim::is_integer<rem
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_floating_point_v = metalsim::real<remove_cv_t<T>>;
 template <class T>
-METALSIM_CONSTANT inline constexpr bool is_arithmetic_v = is_integral_v<T> || is_floating_point_v<T>;
+METALSIM_CONSTANT inline constexpr bool is_arithmetic_v =
+    is_integral_v<T> || is_floating_point_v<T>;
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_scalar_v = is_arithmetic_v<T> || __is_enum(T);
 template <class T>
-METALSIM_CONSTANT inline constexpr bool is_signed_v = is_arithmetic_v<T> && !(static_cast<T>(-1) > static_cast<T>(0));
+METALSIM_CONSTANT inline constexpr bool is_signed_v =
+    is_arithmetic_v<T> && !(static_cast<T>(-1) > static_cast<T>(0));
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_unsigned_v = is_integral_v<T> && !is_signed_v<T>;
 template <class T>
@@ -189,7 +191,8 @@ template <class From, class To>
 METALSIM_CONSTANT inline constexpr bool is_convertible_v = __is_convertible_to(From, To);
 #else
 template <class From, class To>
-METALSIM_CONSTANT inline constexpr bool is_convertible_v = requires(void (&accept)(To), From from) { accept(from); };
+METALSIM_CONSTANT inline constexpr bool is_convertible_v =
+    requires(void (&accept)(To), From from) { accept(from); };
 #endif
 
 #define METALSIM_TRAIT(name) \
