@@ -83,13 +83,18 @@ def test_every_layer_is_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(calls) == {"clip": 4, "gemma4-shared-keys": 4, "whisper": 6}.get(kind, 2)
 
 
-@pytest.mark.parametrize("padding", ["none", "left"])
-def test_rows_a_model_drops_change_nothing(padding: str) -> None:
+@pytest.mark.parametrize("batch", ["none", "left", "packed"])
+def test_rows_a_model_drops_change_nothing(batch: str) -> None:
     """Gemma 4 computes the layers that share keys for the last rows alone, and cuts their masks."""
-    model, batch = make_model("gemma4-shared-keys"), make_batch(padding)
-    whole = run(model, integration.NAME, **batch)
-    last = run(model, integration.NAME, **batch, logits_to_keep=1)
-    torch.testing.assert_close(last, whole[:, -1:])
+    model = make_model("gemma4-shared-keys")
+    inputs = make_batch("none" if batch == "packed" else batch)
+    if batch == "packed":
+        positions = torch.cat([torch.arange(n) for n in (9, 8, 2)])[None]
+        inputs = {"input_ids": inputs["input_ids"][:1], "position_ids": positions}
+        inputs["use_cache"] = False
+    whole = run(model, integration.NAME, **inputs)
+    last = run(model, integration.NAME, **inputs, logits_to_keep=4)
+    torch.testing.assert_close(last, whole[:, -4:])
 
 
 @pytest.mark.parametrize(
