@@ -18,7 +18,7 @@ CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests meta
 METAL_SOURCES = $(shell find metalsim -name '*.metal' -not -path '*/tests/linter/*')
 TENSOR_SOURCES = $(shell grep -lE 'metal_tensor|MetalPerformance' $(METAL_SOURCES))
 
-.PHONY: help demo serve train test test-all test-oldest lint bench clean
+.PHONY: help demo serve train test test-all test-oldest lint bench hub clean
 
 help:
 	@echo "make demo      two real models through flashmetal, one layer through the Metal kernel"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-oldest  the transformers tests with the oldest transformers that is supported"
 	@echo "make lint      ruff, pyright, clang-format, and metalsim's lint of every kernel"
 	@echo "make bench     the engines against torch's own attention: table, plots, results file"
+	@echo "make hub       a package for the Hugging Face kernels library, in dist/hub"
 	@echo "make clean     remove .venv and caches"
 
 demo: .venv/models
@@ -59,6 +60,9 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
+
+hub: .venv/installed
+	$(BIN)/python hub/build.py dist/hub
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

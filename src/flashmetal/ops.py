@@ -290,7 +290,8 @@ def _backward(ctx: Any, grad_o: Tensor | None, grad_lse: Tensor | None) -> tuple
 def _no_double_backward(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(
         "flashmetal: the gradients of attention have no gradients of their own (create_graph=True, "
-        'gradient penalties, Hessians); pass impl="reference", which autograd records in full'
+        'gradient penalties, Hessians); pass impl="reference", which autograd records in full, or '
+        "put sdpa_kernel(SDPBackend.MATH) around a call of scaled_dot_product_attention"
     )
 
 

@@ -118,7 +118,10 @@ def _part(tile: Tile, head_dim: int) -> int:
 @cache
 def _rows(kernel: str, unit: str, family: str, bits: int) -> tuple[tuple[int, Tile], ...]:
     found: list[tuple[int, Tile]] = []
-    text = resources.files("flashmetal").joinpath("tiles.txt").read_text(encoding="ascii")
+    package = resources.files(
+        __name__.rpartition(".")[0]
+    )  # not "flashmetal" in the kernels library
+    text = package.joinpath("tiles.txt").read_text(encoding="ascii")
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if (

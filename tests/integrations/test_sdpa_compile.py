@@ -99,13 +99,14 @@ def test_what_a_trace_remembered_is_forgotten() -> None:
     assert name() == stock
 
 
-def test_graphs_on_disk_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_on_disk_are_kept_apart() -> None:
     """A stored graph of ours must not serve a process without us, nor the other way round."""
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine")
-    with sdpa.installed(devices=("cpu",)):
-        gated = torch.compiler.config.cache_key_tag
-    with sdpa.installed(devices=("cpu",), always=True):
-        always = torch.compiler.config.cache_key_tag
-    assert len({"mine", gated, always}) == 3
-    assert all(tag.startswith("mine ") for tag in (gated, always))
-    assert torch.compiler.config.cache_key_tag == "mine"
+    config: Any = torch.compiler.config
+    with config.patch(cache_key_tag="mine"):
+        with sdpa.installed(devices=("cpu",)):
+            gated = config.cache_key_tag
+        with sdpa.installed(devices=("cpu",), always=True):
+            always = config.cache_key_tag
+        assert len({"mine", gated, always}) == 3
+        assert all(tag.startswith("mine ") for tag in (gated, always))
+        assert config.cache_key_tag == "mine"

@@ -23,7 +23,9 @@ FORBIDDEN = {
 
 
 def sources(*suffixes: str) -> list[Path]:
-    folders = [ROOT / name for name in ("src", "metalsim", "tests", "benchmarks", "examples")]
+    folders = [
+        ROOT / name for name in ("src", "metalsim", "tests", "benchmarks", "examples", "hub")
+    ]
     found = [path for folder in folders for s in suffixes for path in folder.rglob(f"*.{s}")]
     assert found
     return found

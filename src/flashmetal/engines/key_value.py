@@ -12,9 +12,9 @@ from torch import Tensor
 from ..cache_formats import dequantise
 
 # From so many neighbouring keys on, reading them in place beats gathering them with others.
-_LEAST_RUN = 16
+_LEAST_RUN = 8
 # Elements gathered at a time; on a CPU (True) they stay in its cache.
-_GATHERED = {True: 1 << 18, False: 1 << 22}
+_GATHERED = {True: 1 << 20, False: 1 << 22}
 
 
 class Panel(NamedTuple):
@@ -225,7 +225,8 @@ def _even(first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
 
 def _neighbours_end(pages: list[int], index: int, end: int) -> int:
     """Up to where, at most ``end``, each of the pages from ``index`` on follows the one before."""
-    if pages[index:end] == list(range(pages[index], pages[index] + end - index)):
+    last = pages[index] + end - 1 - index
+    if pages[end - 1] == last and pages[index:end] == list(range(pages[index], last + 1)):
         return end
     index += 1
     while index < end and pages[index] == pages[index - 1] + 1:

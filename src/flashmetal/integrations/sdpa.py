@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..api import flash_attn_func
+from .masks import bias_of_mask
 from .sdpa_gates import Call, Software, Verdict, decide, installed_software
 
 DEVICES = ("mps", "cpu")
@@ -297,16 +298,6 @@ def _attend(
         dropout_p=dropout_p,
         softmax_scale=scale,
         window_size=(-1, right),
-        bias=None if mask is None else _bias(mask, query.dtype, keys),
+        bias=None if mask is None else bias_of_mask(mask, query.dtype, keys),
     ).transpose(1, 2)
     return out.squeeze(1) if flat else out
-
-
-def _bias(mask: Tensor, dtype: torch.dtype, keys: int) -> Tensor:
-    """An additive (B|1, Hq|1, Sq|1, Sk) mask."""
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
-            ~mask, float("-inf")
-        )
-    mask = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)
-    return mask.expand(*mask.shape[:-1], keys)

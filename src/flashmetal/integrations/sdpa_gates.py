@@ -188,28 +188,30 @@ def _sizes(call: Call) -> _Sizes:
 def _known_wrong(call: Call, sizes: _Sizes, software: Software) -> str | None:
     """Why PyTorch's answer on MPS is known to be wrong, with the issue that says so, or None."""
     version = software.torch
+    # With these PyTorch composes plain operations, which its MPS kernels' faults do not touch.
+    composed = call.needs_grad or call.dropout_p > 0.0
     fused = _refuse_fused(call, sizes, software) is None
     half = call.dtypes[0] in (torch.float16, torch.bfloat16)
-    vector = sizes.is_decode and not (call.needs_grad or call.dropout_p)
+    vector = sizes.is_decode and sizes.head_dim in _VECTOR_HEAD_DIMS
     cases = (
         (
             not fused and sizes.scores > _INDEXABLE_SCORES,
             "more than 2^32 scores come out wrong (#179352, #197636)",
         ),
         (
-            version < (2, 12) and sizes.head_dim != sizes.head_dim_v,
+            version < (2, 12) and not composed and sizes.head_dim != sizes.head_dim_v,
             "before torch 2.12 a value of another head dimension gives a corrupt output (#176767)",
         ),
         (
-            version < (2, 13) and call.mask is not None,
+            version < (2, 13) and not composed and call.mask is not None,
             "before torch 2.13 a row that attn_mask hides comes out as NaN (#156707, #167515)",
         ),
         (
-            (2, 8) <= version < (2, 11) and vector and sizes.head_dim in _VECTOR_HEAD_DIMS,
+            (2, 8) <= version < (2, 11) and not composed and vector,
             "the decode kernels of torch 2.8 to 2.10 read out of bounds (#163597, #174861)",
         ),
         (
-            version < (2, 10) and not fused and half,
+            version < (2, 10) and not composed and not fused and half,
             "before torch 2.10 the scores overflow their half type (#160841)",
         ),
         (

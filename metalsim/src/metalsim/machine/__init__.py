@@ -29,6 +29,7 @@ _COMMON = (
     "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fsigned-char",
+    "-fwrapv",
     "-ftls-model=initial-exec",
     "-ffp-contract=off",
     "-DMETALSIM_BACKEND_CPU",
@@ -82,7 +83,7 @@ def inputs() -> list[Path]:
 
 def runtime_flags(family: str, mode: str) -> list[str]:
     """Compiler flags for the runtime's own sources (never instrumented)."""
-    flags = [*_COMMON, *_architecture_flags(family), "-O2", "-g0", "-fwrapv", "-pthread"]
+    flags = [*_COMMON, *_architecture_flags(family), "-O2", "-g0", "-pthread"]
     return [*flags, "-DMETALSIM_CHECK"] if mode == "check" else flags
 
 

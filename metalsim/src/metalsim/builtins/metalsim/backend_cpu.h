@@ -160,6 +160,16 @@ METALSIM_INLINE void multiply_tensors(const TensorMultiply& product, uint32_t li
   metalsim_meet(fiber, pack(Collective::tensor_multiply), "matmul2d", line);
 }
 
+// The workspace of the simdgroup for the operation that begins.
+METALSIM_INLINE unsigned char* tensor_workspace(uint32_t) {
+  return metalsim_tensor_workspace(current());
+}
+
+// A thread enters an operation that all of the `simdgroups` of its threadgroup carry out.
+METALSIM_INLINE void enter_scope(uint32_t simdgroups, const char* name, uint32_t line) {
+  metalsim_enter_scope(current(), simdgroups, name, line);
+}
+
 METALSIM_INLINE void exchange_tensors(const char* name, uint32_t line) {
   agree(pack(Collective::tensor_exchange), name, line);
   metalsim_meet(current(), pack(Collective::tensor_exchange), name, line);

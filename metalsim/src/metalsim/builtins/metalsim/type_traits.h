@@ -43,9 +43,6 @@ struct enable_if<true, T> {
 template <bool condition, class T = void>
 using enable_if_t = typename enable_if<condition, T>::type;
 
-template <class...>
-using void_t = void;
-
 template <class T>
 struct remove_const {
   using type = T;
@@ -180,8 +177,6 @@ template <class T>
 METALSIM_CONSTANT inline constexpr bool is_enum_v = __is_enum(T);
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_class_v = __is_class(T);
-template <class T>
-METALSIM_CONSTANT inline constexpr bool is_empty_v = __is_empty(T);
 template <class A, class B>
 METALSIM_CONSTANT inline constexpr bool is_base_of_v = __is_base_of(A, B);
 template <class T>
@@ -211,7 +206,6 @@ METALSIM_TRAIT(is_reference)
 METALSIM_TRAIT(is_array)
 METALSIM_TRAIT(is_enum)
 METALSIM_TRAIT(is_class)
-METALSIM_TRAIT(is_empty)
 METALSIM_TRAIT(is_trivially_copyable)
 #undef METALSIM_TRAIT
 template <class A, class B>
@@ -225,10 +219,6 @@ T&& declval();
 template <class T>
 METALSIM_INLINE constexpr remove_reference_t<T>&& move(T&& value) {
   return static_cast<remove_reference_t<T>&&>(value);
-}
-template <class T>
-METALSIM_INLINE constexpr T&& forward(remove_reference_t<T>& value) {
-  return static_cast<T&&>(value);
 }
 
 }  // namespace metal
