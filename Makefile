@@ -18,13 +18,14 @@ CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests meta
 METAL_SOURCES = $(shell find metalsim -name '*.metal' -not -path '*/tests/linter/*')
 NEWER_SOURCES = $(shell grep -lE 'metal_tensor|MetalPerformance|thread_fence' $(METAL_SOURCES))
 
-.PHONY: help demo serve train test test-all lint bench hub clean
+.PHONY: help demo serve train test test-all test-oldest lint bench hub clean
 
 help:
 	@echo "make demo      two real models through flashmetal, one layer through the Metal kernel"
 	@echo "make serve     many requests from one paged cache, beside transformers' own ways"
 	@echo "make train     fine-tune a small model with flashmetal, then with eager attention"
 	@echo "make test      the tests (WORKERS=2 processes); make test-all adds the long matrix"
+	@echo "make test-oldest  the transformers tests with the oldest transformers that is supported"
 	@echo "make lint      ruff, pyright, clang-format, and metalsim's lint of every kernel"
 	@echo "make bench     the engines against torch's own attention: table, plots, results file"
 	@echo "make hub       a package for the Hugging Face kernels library, in dist/hub"
@@ -44,6 +45,9 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) -m "long or not long" --hypothesis-profile=long
+
+test-oldest: .venv/transformers-5.17.0
+	PYTHONPATH=$< $(BIN)/python -m pytest -n $(WORKERS) tests/integrations/test_transformers*.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -76,6 +80,9 @@ clean:
 		{ echo "No C++ compiler found: installing ziglang"; \
 		$(PIP) install -c constraints.txt ziglang; }
 	@touch $@
+
+.venv/transformers-%: .venv/installed
+	$(PIP) install --target $@ transformers==$*
 
 # Only the model files are wanted: the packages' own requirements (a C++ build among them) are not.
 .venv/models: .venv/installed

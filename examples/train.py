@@ -22,10 +22,9 @@ from demo import console, cores, load_language_model, measure, progress, verdict
 from matplotlib.figure import Figure
 from rich.table import Table
 
-import flashmetal
+from flashmetal.integrations import transformers as integration
 from flashmetal.testing import error_budget
 
-NAME = "packed_attention"  # transformers looks names with "flash" up among its packages
 DOCUMENTS = ("LICENSE", "DESIGN.md", "CONTRIBUTING.md", "README.md")
 LEAST_TOKENS = 8  # shorter paragraphs are headings
 
@@ -47,21 +46,6 @@ class Run(NamedTuple):
 
     def curve(self) -> list[float]:
         return [float(x.mean()) for x in self.losses]
-
-
-def attend_packed(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls for a layer: q, k, v (1, H, total, D); offsets come as it names them.
-
-    The keywords are those of its DataCollatorWithFlattening.
-    """
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    starts, longest = kwargs["cu_seq_lens_q"], kwargs["max_length_q"]
-    out = flashmetal.flash_attn_varlen_func(
-        q, k, v, starts, starts, longest, longest, softmax_scale=scaling, causal=True
-    )
-    return out[None], None
 
 
 def paragraphs(tokenizer: Any) -> Iterator[list[int]]:
@@ -159,14 +143,13 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=Path("train.png"))
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    transformers.AttentionInterface.register(NAME, attend_packed)
-    transformers.AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+    integration.register()
     model, tokenizer = load_language_model()
     start = {name: x.clone() for name, x in model.state_dict().items()}
     data = batches(tokenizer, options.steps, options.tokens)
     runs: dict[str, Run] = {}
     # Ours goes first: memory that eager has freed, but kept, would hide our own peak.
-    for label, implementation in (("flashmetal", NAME), ("eager", "eager")):
+    for label, implementation in (("flashmetal", integration.NAME), ("eager", "eager")):
         model.load_state_dict(start)
         runs[label] = train(model, implementation, data, label)
     model.load_state_dict(start)

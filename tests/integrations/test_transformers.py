@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
+from torch._dynamo.utils import counters
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    CompileConfig,
     GenerationConfig,
+    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.generation import ContinuousBatchingConfig
@@ -75,7 +80,21 @@ def test_every_layer_is_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(integration, "flash_attn_func", spy)
     run(make_model(kind), integration.NAME, **make_inputs(kind, torch.float32, "right"))
-    assert len(calls) == {"clip": 4, "whisper": 6}.get(kind, 2)
+    assert len(calls) == {"clip": 4, "gemma4-shared-keys": 4, "whisper": 6}.get(kind, 2)
+
+
+@pytest.mark.parametrize("batch", ["none", "left", "packed"])
+def test_rows_a_model_drops_change_nothing(batch: str) -> None:
+    """Gemma 4 computes the layers that share keys for the last rows alone, and cuts their masks."""
+    model = make_model("gemma4-shared-keys")
+    inputs = make_batch("none" if batch == "packed" else batch)
+    if batch == "packed":
+        positions = torch.cat([torch.arange(n) for n in (9, 8, 2)])[None]
+        inputs = {"input_ids": inputs["input_ids"][:1], "position_ids": positions}
+        inputs["use_cache"] = False
+    whole = run(model, integration.NAME, **inputs)
+    last = run(model, integration.NAME, **inputs, logits_to_keep=4)
+    torch.testing.assert_close(last, whole[:, -4:])
 
 
 @pytest.mark.parametrize(
@@ -130,18 +149,39 @@ def test_packed_sequences_do_not_see_each_other(kind: str, monkeypatch: pytest.M
         torch.testing.assert_close(logits, torch.cat(parts, 1))
 
 
-def test_gradients_match_eager() -> None:
-    model = make_model("gpt-oss-sinks")
+@pytest.mark.parametrize("kind", ["gpt-oss-sinks", "gemma2-softcap", "modernbert-two-windows"])
+def test_gradients_match_eager(kind: str) -> None:
+    model = make_model(kind)
     batch = make_batch("left")
     gradients = []
     for implementation in ("eager", integration.NAME):
         model.zero_grad()
         model.set_attn_implementation(implementation)
-        logits = model(**batch).logits[batch["attention_mask"].bool()]
-        logits.square().mean().backward()
+        output = model(**batch)[0][batch["attention_mask"].bool()]
+        output.square().mean().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("cache", [None, "static"], ids=["dynamic", "static"])
+def test_an_encoder_and_decoder_generate_eagers_tokens(cache: str | None) -> None:
+    model, sounds = make_model("whisper"), torch.randn(3, 8, 40)
+    options: dict[str, Any] = dict(max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    tokens = []
+    for implementation in ("eager", integration.NAME):
+        model.set_attn_implementation(implementation)
+        # Whisper's own generate() wants a tokenizer's special tokens.
+        tokens.append(
+            GenerationMixin.generate(
+                model,
+                input_features=sounds,
+                cache_implementation=cache,
+                disable_compile=True,
+                **options,
+            )
+        )
+    assert torch.equal(*tokens)
 
 
 def test_compiles_to_one_graph() -> None:
@@ -158,6 +198,22 @@ def test_attention_weights_are_refused_by_name() -> None:
     q = torch.randn(1, 2, 4, 16)
     with pytest.raises(NotImplementedError, match=integration.NAME):
         integration.attention(torch.nn.Module(), q, q, q, None, output_attentions=True)
+
+
+def test_tokens_after_a_static_cache_compile_once() -> None:
+    """Neither padding nor the growing length makes another graph or breaks one."""
+    model, batch = make_model("llama-gqa"), make_batch("left")
+    options: dict[str, Any] = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    expected = model.generate(**batch, **options)
+    model.set_attn_implementation(integration.NAME)
+    compiling = CompileConfig(backend="aot_eager", fullgraph=True, dynamic=False, mode=None)
+    compiling._compile_all_devices = True
+    counters.clear()
+    tokens = model.generate(
+        **batch, **options, cache_implementation="static", compile_config=compiling
+    )
+    assert torch.equal(tokens, expected)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("name", [integration.NAME, integration.FLASH_NAME])
@@ -187,6 +243,12 @@ def test_flash_style_name_gives_the_same_bits(kind: str, padding: str) -> None:
 def test_flash_style_name_generates_a_batch_of_requests() -> None:
     """Sinks, softcaps and windows: models that cannot use sdpa."""
     options = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=-1)
+    if Version(transformers.__version__) < Version("5.20"):
+        model = make_model("llama-gqa")
+        model.set_attn_implementation(integration.FLASH_NAME)
+        with pytest.raises(NotImplementedError, match="5.20"):
+            model.generate_batch([[5, 6, 7]], options)
+        return
     pages = ContinuousBatchingConfig(page_size=16, num_blocks=32, max_batch_tokens=64)
     prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14], [15, 16, 17]]
     for kind in ("gpt-oss-sinks", "gemma2-softcap"):

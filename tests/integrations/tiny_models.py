@@ -61,6 +61,15 @@ DECODERS = {
         | dict(num_key_value_heads=2, head_dim=24, sliding_window=WINDOW)
         | dict(query_pre_attn_scalar=16, layer_types=TWO_KINDS_OF_LAYERS),
     ),
+    "gemma4-shared-keys": Kind(
+        "Gemma4ForCausalLM",
+        "Gemma4TextConfig",
+        SIZES
+        | dict(pad_token_id=0, bos_token_id=1, eos_token_id=EOS)
+        | dict(num_hidden_layers=4, num_kv_shared_layers=2, layer_types=TWO_KINDS_OF_LAYERS * 2)
+        | dict(num_key_value_heads=2, head_dim=16, global_head_dim=24, sliding_window=WINDOW)
+        | dict(vocab_size_per_layer_input=VOCABULARY, hidden_size_per_layer_input=8),
+    ),
     "gpt-oss-sinks": _decoder(
         "GptOss", num_key_value_heads=2, head_dim=16, sliding_window=WINDOW, **EXPERTS
     ),
