@@ -17,6 +17,9 @@ TABLE = Path(__file__).parent / "published.txt"
 PAGE = Path(__file__).parent.parent / "docs" / "time_model.md"
 _WORKING_REGISTERS = 24
 _LANES = 32
+_DECODE_L1 = 48
+"""Bytes a cycle and core of the 64 that loops over keys reach, in which all waits for each load:
+fitted on the two rows of mlx#4380."""
 
 
 class Row(NamedTuple):
@@ -131,18 +134,21 @@ def tile_work(row: Row) -> Work:
 def decode_work(row: Row) -> Work:
     """One simdgroup a query head and key: each lane has D / 32 elements of Q, K, V and O.
 
+    The 8 KB of L1 on Apple7 and 8 hold no keys for the next head: each head fetches its own.
+
     Instructions a key: D / 32 each for the dot product, the rescaling and the sum, a simd_sum of
     14.5 cycles, two loads, and six for the maximum, the sum, comparison and addresses.
     """
     pairs = float(row.batch * row.heads * row.queries * row.keys)
-    unique = _unique_bytes(row)
+    unique, family = _unique_bytes(row), chip(row.chip).family
+    loaded = pairs * 2 * row.head_dim * row.element_bytes
     return Work(
         threadgroups=max(row.batch * row.heads * row.queries * row.keys // 256, 1),
         simdgroups=1,
         issue_cycles=pairs * (3 * row.head_dim / _LANES + 14.5 + 2 + 6),
         exponentials=pairs * 2 * _LANES,
-        l1_bytes=pairs * 2 * row.head_dim * row.element_bytes,
-        l2_bytes=unique,
+        l1_bytes=loaded * family.l1_bytes / _DECODE_L1,
+        l2_bytes=loaded if family.number <= 8 else unique,
         dram_bytes=unique,
         registers=4 * row.head_dim // _LANES + _WORKING_REGISTERS,
         launches=2,

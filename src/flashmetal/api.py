@@ -48,6 +48,8 @@ def flash_attn_func(
     s_aux: Tensor | None = None,
     bias: Tensor | None = None,
     return_lse: bool = False,
+    seqused_k: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
     impl: str = "auto",
     kernel: str | None = None,
 ) -> Any:
@@ -57,9 +59,8 @@ def flash_attn_func(
         q: (B, Sq, Hq, D), float32, float16 or bfloat16, any strides.
         k: (B, Sk, Hk, D), same dtype and device.
         v: (B, Sk, Hk, Dv), same dtype and device.
-        dropout_p: probability from 0 to below 1 that an entry of softmax(scores) is dropped; the
-            others are scaled by 1 / (1 - dropout_p). Two numbers drawn from torch's generator of
-            the device decide which (:mod:`.philox`): ``torch.manual_seed`` reproduces a call.
+        dropout_p: probability from 0 to below 1 that an entry of softmax(scores) is dropped; which
+            are, torch's generator of the device decides. Others are scaled by 1 / (1 - dropout_p).
         softmax_scale: factor of q.k; default 1 / sqrt(D).
         causal: query i sees keys up to i + Sk - Sq (bottom-right, see the module's picture).
         window_size: (left, right), inclusive: query i sees keys i + Sk - Sq - left to
@@ -67,26 +68,26 @@ def flash_attn_func(
         softcap: scores become softcap * tanh(score / softcap); 0.0 is none.
         alibi_slopes: (Hq,) or (B, Hq) float32; adds -slope * |i + Sk - Sq - j| to the scores.
         deterministic: accepted; every engine always is.
-        return_attn_probs: return (out, lse, mask) as flash_attn does: mask is None without dropout,
-            else (B, Hq, Sq, Sk) in q's dtype, -1 where an entry was dropped and 1 elsewhere.
-        s_aux: (Hq,) attention sinks, a logit a head (natural-log units) that takes part in the
-            softmax's denominator and has no value.
+        return_attn_probs: return (out, lse, mask); mask is None without dropout, else (B, Hq, Sq,
+            Sk) in q's dtype, -1 where an entry was dropped and 1 elsewhere.
+        s_aux: (Hq,) attention sinks, a logit a head (natural-log units) in the denominator only.
         bias: (B or 1, Hq or 1, Sq or 1, Sk) in q's dtype or float32, added after softcap.
         return_lse: return (out, lse).
-        impl: "auto", or an engine that must serve the call: "metal", "portable", "stock",
-            "reference".
+        seqused_k: (B,) int32, keys in use: in place of Sk above, and no others are read.
+        leftpad_k: (B,) int32, keys at the start that are padding: hidden, yet counted.
+        impl: "auto", or the engine that must serve: "metal", "portable", "stock", "reference".
         kernel: "tensor", "simdgroup", "scalar" or "decode", with ``impl="metal"`` only.
 
     Returns:
         out (B, Sq, Hq, Dv), contiguous, in q's dtype. lse is (B, Hq, Sq) float32, the natural
-        logarithm of the softmax's denominator. A row that sees no key has out 0 and lse -inf
-        (with sinks: the sink).
+        logarithm of the softmax's denominator. A row without keys has out 0, lse -inf or the sink.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message names it and what to do.
         NotImplementedError: the engine asked for cannot serve the call.
     """
-    inputs = AttentionInputs(q, k, v, bias, alibi_slopes, s_aux)
+    inputs = AttentionInputs(q, k, v, bias, alibi_slopes, s_aux, seqused_k=seqused_k)
+    inputs = inputs._replace(leftpad_k=leftpad_k)
     request = make_request(
         "flash_attn_func", dropout_p, softmax_scale, causal, window_size, softcap, impl, kernel
     )

@@ -52,6 +52,7 @@ def explain(
     bias: Tensor | None = None,
     return_lse: bool = False,
     seqused_k: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
     validate: bool = False,
@@ -70,7 +71,7 @@ def explain(
     inputs = AttentionInputs(
         q, k, v, bias, alibi_slopes, s_aux, cu_seqlens_q, cu_seqlens_k, seqused_k, block_table
     )
-    inputs = inputs._replace(k_scale=k_scale, v_scale=v_scale)
+    inputs = inputs._replace(leftpad_k=leftpad_k, k_scale=k_scale, v_scale=v_scale)
     options = softmax_scale, causal, window_size, softcap, impl, kernel
     packed = any(x is not None for x in (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k))
     lengths = (max_seqlen_q, max_seqlen_k) if packed else None

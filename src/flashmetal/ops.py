@@ -14,7 +14,7 @@ from torch import Tensor
 from .checks import check_lengths, check_out
 from .engines import metal, portable, stock
 from .gradients import Gradients
-from .plan import Plan, plan
+from .plan import Plan, plan, set_aside
 from .problem import AttentionInputs, AttentionProblem, Request, is_forward_mode
 from .reference import attention_reference, dropout_mask
 
@@ -50,6 +50,20 @@ def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
     if is_unwatched(inputs):
         return _run(problem, inputs, request, None)
     return _attention_op(*inputs, *request)
+
+
+def attend_backward(
+    inputs: AttentionInputs,
+    request: Request,
+    results: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor | None],
+) -> list[Tensor]:
+    """The gradients of q, k and v by an engine, from (o, lse) and the gradients that arrive there.
+
+    Where o and lse are of rows that see further keys, these are what the given keys contribute.
+    """
+    flags = [name in ("q", "k", "v") for name in Gradients._fields]
+    return _backward_op(*inputs, *request, *results, *grads, flags)
 
 
 def with_rng_state(inputs: AttentionInputs, request: Request) -> AttentionInputs:
@@ -171,14 +185,21 @@ def _run(
             "flashmetal have"
         )
     check_lengths(problem, inputs, request)
-    chosen = plan(problem, request.impl, request.kernel)
-    inputs = _laid_out(inputs)
-    if torch.is_autocast_enabled(problem.device):
-        with _without_autocast(problem):
-            o, lse = _serve(chosen, problem, inputs, out)
-    else:
-        o, lse = _serve(chosen, problem, inputs, out)
-    return o, lse.contiguous()  # torch's own kernel lays it out as its inputs happen to be
+    laid_out = _laid_out(inputs)
+    while True:
+        chosen = plan(problem, request.impl, request.kernel)
+        try:
+            if torch.is_autocast_enabled(problem.device):
+                with _without_autocast(problem):
+                    o, lse = _serve(chosen, problem, laid_out, out)
+            else:
+                o, lse = _serve(chosen, problem, laid_out, out)
+        except metal.SetAside as refusal:
+            if chosen.is_explicit:
+                raise
+            set_aside(problem, chosen.kernel or "", refusal.reason)
+        else:
+            return o, lse.contiguous()  # torch's own kernel lays it out as its inputs happen to be
 
 
 def _serve(
@@ -219,16 +240,26 @@ def _attention_backward(*arguments: Any) -> list[Tensor]:
     inputs, request = _named(arguments[: _INPUTS + len(Request._fields)])
     o, lse, grad_o, grad_lse, flags = arguments[_INPUTS + len(Request._fields) :]
     problem = AttentionProblem.of(inputs, request)._replace(needs_grad=True)
-    chosen = plan(problem, request.impl, request.kernel)
-    assert chosen.backward is not None
     wanted = _wanted(flags)
     call = problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
-    with _without_autocast(problem):
-        if chosen.backward == "metal":
-            found = metal.backward(*call, kernel=chosen.kernel or "simdgroup")._asdict()
+    while True:
+        chosen = plan(problem, request.impl, request.kernel)
+        try:
+            with _without_autocast(problem):
+                found = _gradients(chosen, call)._asdict()
+        except metal.SetAside as refusal:
+            if chosen.is_explicit:
+                raise
+            set_aside(problem, "backward", refusal.reason)
         else:
-            found = _BACKWARDS[chosen.backward](*call)._asdict()
-    return [found[name].to(getattr(inputs, name).dtype) for name in wanted]
+            return [found[name].to(getattr(inputs, name).dtype) for name in wanted]
+
+
+def _gradients(chosen: Plan, call: tuple[Any, ...]) -> Gradients:
+    assert chosen.backward is not None
+    if chosen.backward == "metal":
+        return metal.backward(*call, kernel=chosen.kernel or "simdgroup")
+    return _BACKWARDS[chosen.backward](*call)
 
 
 def _attention_backward_fake(*arguments: Any) -> list[Tensor]:
@@ -259,7 +290,8 @@ def _backward(ctx: Any, grad_o: Tensor | None, grad_lse: Tensor | None) -> tuple
 def _no_double_backward(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError(
         "flashmetal: the gradients of attention have no gradients of their own (create_graph=True, "
-        'gradient penalties, Hessians); pass impl="reference", which autograd records in full'
+        'gradient penalties, Hessians); pass impl="reference", which autograd records in full, or '
+        "put sdpa_kernel(SDPBackend.MATH) around a call of scaled_dot_product_attention"
     )
 
 

@@ -8,8 +8,10 @@ from typing import NamedTuple
 from .engines import metal, portable, stock
 from .engines.metal.runtime import Runtime, runtime_for
 from .problem import AttentionProblem
+from .settings import settings
 
 ENGINES = ("metal", "stock", "portable", "reference")
+_ASKED = "asked for by impl"
 _REFUSE = {"metal": metal.refuse, "stock": stock.refuse, "portable": portable.refuse}
 _REFUSE_BACKWARD = {
     "metal": metal.refuse_backward,
@@ -31,14 +33,30 @@ class Plan(NamedTuple):
     refusals: tuple[tuple[str, str], ...]
     backward: str | None = None
 
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the call or the environment asked for the engine: nothing else may serve."""
+        return self.why == _ASKED
+
 
 def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = None) -> Plan:
     """Choose the engine: the fastest that is right, or the one asked for.
 
     ``impl`` is "auto" or an engine's name, ``kernel`` picks among the Metal kernels. An explicit
-    choice never falls back: NotImplementedError carries the engine's reason.
+    choice never falls back: NotImplementedError carries the engine's reason. Where a call says
+    "auto", the environment may choose (:mod:`.settings`).
     """
+    if impl == "auto":
+        impl, kernel, _ = settings()
     return _plan(problem, impl, kernel, runtime_for(problem.device))
+
+
+def set_aside(problem: AttentionProblem, kernel: str, reason: str) -> None:
+    """Plan this problem without one of the Metal kernels from now on."""
+    runtime = runtime_for(problem.device)
+    if runtime is not None:
+        runtime.set_aside[problem, kernel] = reason
+    _plan.cache_clear()
 
 
 @lru_cache(maxsize=4096)
@@ -56,7 +74,10 @@ def _plan(
                 reason = portable.refuse_backward(problem)
                 assert reason is not None
                 return Plan(backward, None, reason, tuple(refusals), backward)
-            kernel = metal.kernel_for(problem) if engine == "metal" else None
+            kernel = None
+            if engine == "metal":
+                (kernel, *_), passed_over = metal.kernels_for(problem)
+                refusals += [(f"metal's {name}", reason) for name, reason in passed_over]
             return Plan(engine, kernel, why, tuple(refusals), backward)
         refusals.append((engine, reason))
     return Plan("reference", None, "no faster engine takes this problem", tuple(refusals))
@@ -70,8 +91,10 @@ def _explicit(problem: AttentionProblem, impl: str, kernel: str | None) -> Plan:
         reason = metal.refuse_kernel(problem, kernel)
     if reason is not None:
         raise NotImplementedError(f"flashmetal: impl={impl!r} cannot serve this call: {reason}")
-    chosen = (kernel or metal.kernel_for(problem)) if impl == "metal" else None
-    return Plan(impl, chosen, "asked for by impl", (), impl if problem.needs_grad else None)
+    if impl != "metal":
+        return Plan(impl, None, _ASKED, (), impl if problem.needs_grad else None)
+    chosen = kernel or next(iter(metal.kernels_for(problem)[0]), "scalar")
+    return Plan(impl, chosen, _ASKED, (), impl if problem.needs_grad else None)
 
 
 def _backward_engine(problem: AttentionProblem, engine: str) -> str:
@@ -90,6 +113,9 @@ def _judge(problem: AttentionProblem, engine: str) -> tuple[str | None, str]:
     if engine == "metal":
         if problem.device != "mps":
             return f"a simulator serves {problem.device} tensors: right, but slow", ""
+        serving, set_aside = metal.kernels_for(problem)
+        if not serving:
+            return f"its kernels are set aside: {set_aside[0][1]}", ""
         return None, "our kernels serve every feature on Apple GPUs"
     if engine == "stock":
         preferred, why = stock.prefer_stock(problem)

@@ -70,7 +70,10 @@ def _attend(case: Case) -> Share:
     packed = inputs.cu_seqlens_q is not None
     lengths = inputs.cu_seqlens_q, inputs.cu_seqlens_k
     seqlens = lengths if packed else (inputs.q.shape[1], inputs.k.shape[1])
-    rows_q, rows_k = (distributed.local_rows(x, group, sharding=case.sharding) for x in seqlens)
+    device = inputs.q.device
+    rows_q, rows_k = (
+        distributed.local_rows(x, group, sharding=case.sharding, device=device) for x in seqlens
+    )
     shards = [
         x.index_select(-3, rows).detach().requires_grad_()
         for x, rows in zip(inputs[:3], (rows_q, rows_k, rows_k), strict=True)
@@ -94,14 +97,14 @@ def _attend(case: Case) -> Share:
     torch.autograd.backward(
         (o, lse), (grad_o.index_select(-3, rows_q), grad_lse.index_select(-1, rows_q))
     )
-    grads = dict(zip("qkv", [x.grad for x in shards], strict=True))
-    grads |= {name: x.grad for name, x in vectors.items()}
-    return Share(rows_q, rows_k, o.detach(), lse.detach(), grads)
+    leaves = {**dict(zip("qkv", shards, strict=True)), **vectors}
+    grads = {name: x.grad.cpu() for name, x in leaves.items()}
+    return Share(rows_q.cpu(), rows_k.cpu(), o.detach().cpu(), lse.detach().cpu(), grads)
 
 
 def whole(shares: list[Share], case: Case) -> tuple[Tensor, Tensor, Gradients]:
     """The results of all ranks of a group as one machine would have them."""
-    _, inputs = make_inputs(**case.call)
+    _, inputs = make_inputs(**{**case.call, "device": "cpu"})
     grad_o, grad_lse = _output_gradients(inputs.q, inputs.v)
     o, lse = torch.full_like(grad_o, torch.nan), torch.full_like(grad_lse, torch.nan)
     grads = {name: torch.full_like(x, torch.nan) for name, x in zip("qkv", inputs[:3], strict=True)}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashmetal
-from flashmetal.engines import panels, portable
+from flashmetal.engines import panels, portable, stock
 from flashmetal.problem import AttentionInputs, AttentionProblem, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
 
@@ -95,6 +95,43 @@ def test_query_heads_of_a_group_share_one_read(groups: int) -> None:
     assert mode.count == 2 * length * 2 * dim
 
 
+class Exponentials(TorchDispatchMode):
+    """How often exponentials are taken."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func is torch.ops.aten.exp2_.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("page_size", [0, 16])
+def test_decodes_of_many_sequences_share_one_softmax(page_size: int) -> None:
+    """One by one they cost a dozen small operations each, more than eager's padded batch."""
+    lengths = tuple(range(20, 148, 4))
+    problem, inputs = make_inputs(
+        lengths_q=(1,) * 32, lengths_k=lengths, window_right=0, page_size=page_size
+    )
+    for engine in (portable, stock):
+        with Exponentials() as mode:
+            o, lse = engine.forward(problem, inputs)
+        assert mode.count == 1
+        assert_matches_reference(o, lse, problem, inputs)
+
+
+def test_one_long_sequence_does_not_widen_short_ones() -> None:
+    """The scores of a group are at most half empty, but for a few."""
+    lengths = (50,) * 20 + (4000,) + (50,) * 20
+    problem, inputs = make_inputs(
+        lengths_q=(1,) * 41, lengths_k=lengths, heads_q=2, heads_k=1, head_dim=8, page_size=16
+    )
+    with LargestResult() as mode:
+        portable.forward(problem, inputs)
+    assert mode.largest <= max(2 * 2 * (sum(lengths) + 4096), inputs.k.numel())
+
+
 class LargestResult(TorchDispatchMode):
     """Elements of the largest tensor that is no view."""
 
@@ -111,10 +148,10 @@ class LargestResult(TorchDispatchMode):
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["neighbours", "scattered"])
 def test_the_cache_is_never_gathered_whole(shuffled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neighbouring pages are read where they lie, scattered ones a panel at a time."""
+    """Neighbouring keys are read where they lie, short runs gathered a panel at a time."""
     small = panels.Tiling(block_q=16, scores=1, least_keys=64)
     monkeypatch.setattr(panels, "tiling", lambda problem: small)
-    pages, size, heads, dim = 128, 16, 2, 32
+    pages, size, heads, dim = 512, 4, 2, 32
     cache = torch.randn(pages, size, heads, dim)
     order = torch.randperm(pages) if shuffled else torch.arange(pages)
     inputs = AttentionInputs(torch.randn(1, 1, 4, dim), cache, cache)

@@ -27,6 +27,42 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(panels, "tiling", lambda problem: SMALL_TILES)
 
 
+# Few queries each of sequences of uneven lengths, which go together.
+LENGTHS: dict[str, Any] = {
+    "lengths_q": (1, 1, 1, 3, 3, 0, 40, 1),
+    "lengths_k": (70, 0, 9, 33, 2, 8, 64, 51),
+    "window_right": 0,
+}
+DECODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "short pages": {"page_size": 3, "sinks": True},
+    "window": {"page_size": 8, "window_left": 10, "sinks": True},
+    "window, both sides": {"window_left": 5, "window_right": 1},
+    "softcap": {"page_size": 32, "softcap": 2.0, "sinks": True},
+    "alibi": {"page_size": 8, "alibi": "batch_head"},
+    "alibi, softcap, quantised": {
+        "page_size": 8,
+        "alibi": True,
+        "softcap": 3.0,
+        "k_format": "int8",
+        "v_format": "int4",
+    },
+    "fp8, window": {"page_size": 16, "k_format": "fp8", "v_format": "fp8", "window_left": 20},
+    "bias": {"page_size": 8, "bias": True},
+    "dropout": {"dropout_p": 0.3},
+}
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("feature", DECODES)
+def test_uneven_decodes(feature: str, dtype: torch.dtype) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **LENGTHS, **DECODES[feature]}, dtype=dtype)
+    assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
+    if stock.refuse(problem) is None:
+        assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
+
+
 @pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("feature", FEATURES | CACHES)

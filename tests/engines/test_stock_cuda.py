@@ -6,6 +6,7 @@ contract; FLASHMETAL_TEST_DEVICE=cuda runs the same tests on the real ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,9 @@ SERVED = [name for name, call in FEATURES.items() if not REFUSED & set(call)]
 class Rows:
     """One sequence's scores as the operators see them: masked, in float32."""
 
-    def __init__(self, q: Tensor, k: Tensor, options: dict[str, Any], causal: bool) -> None:
+    def __init__(
+        self, q: Tensor, k: Tensor, options: dict[str, Any], causal: bool, max_k: int
+    ) -> None:
         self.q, self.k = (x.float().transpose(0, 1) for x in (q, k))
         self.k = self.k.repeat_interleave(q.shape[1] // k.shape[1], 0)
         self.scale = options["scale"]
@@ -43,13 +46,15 @@ class Rows:
         distance = torch.arange(k.shape[0]) - torch.arange(q.shape[0])[:, None]
         distance = distance - (k.shape[0] - q.shape[0])
         left, right = options["window_size_left"], options["window_size_right"]
-        hidden = distance > (0 if causal else right) if causal or right >= 0 else distance > 1e9
-        self.s = s.masked_fill(hidden | ((left >= 0) & (distance < -left)), -torch.inf)
+        hidden = (left >= 0) & (distance < -left)
+        if causal or 0 <= right < max_k:
+            hidden = hidden | (distance > (0 if causal else right))
+        self.s = s.masked_fill(hidden, -torch.inf)
 
 
 def sequences(batch: int, starts: Any, used: Tensor | None = None) -> Iterator[Any]:
     """Where the rows of q, of k and of lse of each sequence are."""
-    if starts[0] is None or not starts[0].numel():
+    if starts[0] is None:
         for b in range(batch):
             yield (b, slice(None)), (b, slice(None)), (b, slice(None), slice(None))
         return
@@ -64,6 +69,7 @@ def check_tensors(*tensors: Tensor) -> None:
     for x in tensors:
         assert x.dtype in HALVES
         assert x.stride(-1) == 1
+        assert not (x.data_ptr() | 2 * math.gcd(*x.stride()[:-1])) % 16
         assert x.shape[-1] % 8 == 0
         assert x.numel()
 
@@ -82,13 +88,13 @@ def flash_forward(
     **options: Any,
 ) -> tuple[Tensor, ...]:
     check_tensors(q, k, v)
-    del max_q, max_k, dropout_p, debug
+    del max_q, dropout_p, debug
     o = torch.empty_like(q)
     heads = *q.shape[:-3], q.shape[-2], q.shape[-3]
     lse = q.new_empty(heads, dtype=torch.float32)
     used = options.get("seqused_k")
     for rows, keys, at in sequences(len(q), (starts_q, starts_k), used):
-        seen = Rows(q[rows], k[keys], options, causal)
+        seen = Rows(q[rows], k[keys], options, causal, max_k)
         lse[at] = torch.logsumexp(seen.s, -1)
         p = (seen.s - lse[at][..., None]).exp().nan_to_num(0.0)
         values = v[keys].float().transpose(0, 1).repeat_interleave(q.shape[-2] // k.shape[-2], 0)
@@ -104,8 +110,8 @@ def flash_backward(
     v: Tensor,
     o: Tensor,
     lse: Tensor,
-    starts_q: Tensor,
-    starts_k: Tensor,
+    starts_q: Tensor | None,
+    starts_k: Tensor | None,
     max_q: int,
     max_k: int,
     dropout_p: float,
@@ -118,11 +124,11 @@ def flash_backward(
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert lse.is_contiguous()
     assert not (lse == -torch.inf).any()
-    del max_q, max_k, dropout_p, state
+    del max_q, dropout_p, state
     grads = [torch.zeros(x.shape) for x in (q, k, v)]
     groups = q.shape[-2] // k.shape[-2]
     for rows, keys, at in sequences(len(q), (starts_q, starts_k)):
-        seen = Rows(q[rows], k[keys], options, causal)
+        seen = Rows(q[rows], k[keys], options, causal, max_k)
         p = (seen.s - lse[at][..., None]).exp()
         go, oo = (x[rows].float().transpose(0, 1) for x in (grad_o, o))
         values = v[keys].float().transpose(0, 1).repeat_interleave(groups, 0)
@@ -203,6 +209,7 @@ def test_the_programs_choice_of_determinism_is_left_as_it_is() -> None:
         ({"dropout_p": 0.1}, "philox.py"),
         ({"page_size": 8}, "paged"),
         ({"leftpad_k": (2,)}, "left padding"),
+        ({"seqlen_k": 5, "window_right": 6}, "a right bound"),
     ],
     ids=str,
 )

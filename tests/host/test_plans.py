@@ -25,7 +25,9 @@ from flashmetal.tiles import (
 # of the forward kernel on Apple7, whose register file is split evenly; later chips share a memory.
 MOST_REGISTERS = {("forward", 7): 92, ("forward", 9): 96, ("grad q", 7): 104, ("grad q", 9): 112}
 LANE_REGISTERS = 128
-TENSOR_REGISTERS = 160  # Apple10 has no published limit; its kernels are bound by loads, not by them
+TENSOR_REGISTERS = (
+    160  # Apple10 has no published limit; its kernels are bound by loads, not by them
+)
 
 
 def every_tile() -> Iterator[tuple[str, str, int, int, int, int]]:

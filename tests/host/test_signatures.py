@@ -51,7 +51,7 @@ FLASH_ATTN_2_8: dict[str, dict[str, Any]] = {
         ("out", "query", "key", "value", *LENGTHS, "do_causal", "scale", "softcapping"), NONE
     ),
 }
-OURS = set("s_aux bias return_lse seqused_k k_scale v_scale validate impl kernel".split())
+OURS = set("s_aux bias return_lse seqused_k leftpad_k k_scale v_scale validate impl kernel".split())
 
 
 @pytest.mark.parametrize("name", FLASH_ATTN_2_8)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -84,13 +85,28 @@ def test_any_length_in_one_graph() -> None:
         assert "flashmetal.attention.default" not in targets
 
 
-def test_graphs_on_disk_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stored graph of ours must not serve a process without us, nor the other way round."""
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine")
-    with sdpa.installed(devices=("cpu",)):
-        gated = torch.compiler.config.cache_key_tag
+def test_what_a_trace_remembered_is_forgotten() -> None:
+    """Traces with symbolic sizes look the kernel up in a cache of Python's."""
+    query = torch.randn(1, 2, 3, 8, requires_grad=True)
+
+    def name() -> str:
+        with enable_python_dispatcher():
+            return scaled_dot_product_attention(query, query, query).grad_fn.name()
+
+    stock = name()
     with sdpa.installed(devices=("cpu",), always=True):
-        always = torch.compiler.config.cache_key_tag
-    assert len({"mine", gated, always}) == 3
-    assert all(tag.startswith("mine ") for tag in (gated, always))
-    assert torch.compiler.config.cache_key_tag == "mine"
+        assert name() != stock
+    assert name() == stock
+
+
+def test_graphs_on_disk_are_kept_apart() -> None:
+    """A stored graph of ours must not serve a process without us, nor the other way round."""
+    config: Any = torch.compiler.config
+    with config.patch(cache_key_tag="mine"):
+        with sdpa.installed(devices=("cpu",)):
+            gated = config.cache_key_tag
+        with sdpa.installed(devices=("cpu",), always=True):
+            always = config.cache_key_tag
+        assert len({"mine", gated, always}) == 3
+        assert all(tag.startswith("mine ") for tag in (gated, always))
+        assert config.cache_key_tag == "mine"

@@ -94,6 +94,20 @@ VERDICTS: dict[str, tuple[Call, Software, bool, str, str]] = {
         "correctness",
         "NaN",
     ),
+    "mask-2.12-training": (
+        call(9, 9, mask=((9, 9), HALF), needs_grad=True),
+        Software((2, 12), (26, 0)),
+        False,
+        "size",
+        "too small",
+    ),
+    "decode-2.8-training": (
+        call(1, 70, needs_grad=True),
+        Software((2, 8), (15, 0)),
+        False,
+        "size",
+        "too small",
+    ),
     "decode-2.8": (call(1, 70), Software((2, 8), (15, 0)), True, "correctness", "#163597"),
     "decode-2.10": (call(8, 70), Software((2, 10), (15, 0)), True, "correctness", "#174861"),
     "decode-2.11": (call(1, 70), Software((2, 11), (15, 0)), False, "size", "too small"),
@@ -154,6 +168,14 @@ VERDICTS: dict[str, tuple[Call, Software, bool, str, str]] = {
         "fused kernel",
     ),
     "cpu-value-dim": (call(device="cpu", head_dim_v=32), NOW, True, "memory", "one head dimension"),
+    "cpu-dropout": (call(device="cpu", dropout_p=0.1), NOW, False, "speed", "the faster way"),
+    "cpu-dropout-large": (
+        call(1 << 14, 1 << 14, device="cpu", dropout_p=0.1),
+        NOW,
+        True,
+        "memory",
+        "4096 MiB of scores: its fused kernels have no dropout",
+    ),
     "cpu-mask-gradient": (
         call(device="cpu", mask=((2048, 2048), HALF), mask_needs_grad=True, needs_grad=True),
         NOW,
@@ -185,7 +207,9 @@ def test_explain_asks_the_same_rules() -> None:
         assert not sdpa.explain(query, query, query, device="mps", software=NOW).flashmetal
     mask = torch.empty(2048, 2048, dtype=torch.bool, device="meta")
     options: dict[str, Any] = dict(device="mps", software=Software((2, 12), (26, 0)))
-    assert sdpa.explain(query, query, query, mask, **options).rule == "correctness"
+    with torch.no_grad():
+        assert sdpa.explain(query, query, query, mask, **options).rule == "correctness"
+    assert sdpa.explain(query, query, query, mask, **options).rule == "memory"
     assert sdpa.explain(query, query, query, mask, is_causal=True, **options).rule == "form"
     assert sdpa.explain(query, query, query, scale=float("nan"), **options).rule == "form"
     assert sdpa.explain(query, query, query.mT.contiguous().mT, **options).flashmetal

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import (
-    causal_mask_function,
-    chunked_causal_mask_function,
-    sliding_window_causal_mask_function,
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    PreTrainedModel,
 )
+from transformers.generation import ContinuousBatchingConfig
 
 from flashmetal import flash_attn_func
 from flashmetal.integrations import transformers as integration
@@ -33,6 +34,8 @@ from .tiny_models import (
     make_model,
     run,
 )
+
+CHECK = PreTrainedModel._check_and_adjust_attn_implementation
 
 
 @pytest.fixture(autouse=True)
@@ -75,15 +78,16 @@ def test_every_layer_is_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(calls) == {"clip": 4, "whisper": 6}.get(kind, 2)
 
 
-@pytest.mark.parametrize("cache", [None, "static"], ids=["dynamic", "static"])
-@pytest.mark.parametrize("padding", ["none", "left"])
+@pytest.mark.parametrize(
+    ("padding", "cache"), [("none", None), ("left", None), ("left", "static")], ids=str
+)
 @pytest.mark.parametrize("kind", DECODERS)
 def test_generated_tokens_equal_eager(kind: str, padding: str, cache: str | None) -> None:
     model = make_model(kind)
     batch = make_batch(padding)
     options: dict[str, Any] = dict(
-        max_new_tokens=12,
-        min_new_tokens=12,
+        max_new_tokens=9,
+        min_new_tokens=9,
         do_sample=False,
         cache_implementation=cache,
         disable_compile=True,
@@ -107,14 +111,23 @@ def test_prefill_in_two_parts_matches_one() -> None:
     torch.testing.assert_close(second.logits, whole[:, 10:])
 
 
-def test_packed_sequences_do_not_see_each_other() -> None:
-    model = make_model("llama-gqa")
+@pytest.mark.parametrize("kind", ["llama-gqa", "mistral-window"])
+def test_packed_sequences_do_not_see_each_other(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their offsets come from the positions, or from DataCollatorWithFlattening."""
+    dense: list[torch.Tensor] = []
+    monkeypatch.setattr(integration, "flash_attn_func", lambda *args, **_: dense.append(args[0]))
+    model = make_model(kind)
     ids = make_batch("none")["input_ids"][:1]
-    positions = torch.cat([torch.arange(8), torch.arange(11)])[None]
+    lengths = 3, 11, 5
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
     inputs = {"input_ids": ids, "position_ids": positions, "use_cache": False}
-    ours = run(model, integration.NAME, **inputs)
-    alone = run(model, integration.NAME, input_ids=ids[:, 8:], use_cache=False)
-    torch.testing.assert_close(ours[:, 8:], alone)
+    starts = torch.tensor([0, 3, 14, 19])
+    collated = dict(cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=11, max_length_k=11)
+    found = [run(model, integration.NAME, **inputs, **more) for more in ({}, collated)]
+    assert not dense
+    parts = [run(model, "eager", input_ids=x, use_cache=False) for x in ids.split(lengths, 1)]
+    for logits in found:
+        torch.testing.assert_close(logits, torch.cat(parts, 1))
 
 
 def test_gradients_match_eager() -> None:
@@ -141,49 +154,54 @@ def test_compiles_to_one_graph() -> None:
         torch.testing.assert_close(compiled(ids, use_cache=False).logits, expected)
 
 
-def band(mask: torch.Tensor | None) -> tuple[int, int, bool]:
-    assert mask is not None
-    assert mask.dtype == torch.int8
-    return mask.shape[2], mask.shape[3], mask.stride(3) != 0
-
-
-def test_structure_is_kept_where_it_can_be() -> None:
-    """What reaches the engines: no mask, a band with its window, or a bias over the keys alone."""
-    sizes: dict[str, Any] = dict(batch_size=2, q_length=16, kv_length=16)
-    make = integration.attention_mask
-    padding = torch.ones(2, 16, dtype=torch.bool)
-    assert make(**sizes, attention_mask=padding) is None
-    window = sliding_window_causal_mask_function(5)
-    assert band(make(**sizes, mask_function=window)) == (5, 16, False)
-    assert make(**sizes, mask_function=sliding_window_causal_mask_function(16)) is None
-    padding = padding.clone()
-    padding[0, :3] = False
-    assert band(make(**sizes, attention_mask=padding)) == (16, 16, True)
-    assert band(make(**sizes, attention_mask=padding, mask_function=window)) == (5, 16, True)
-    static = dict(sizes, kv_length=64, q_offset=torch.tensor(0))
-    assert band(make(**static, mask_function=causal_mask_function)) == (16, 16, False)
-
-
-def test_other_patterns_become_a_bias() -> None:
-    sizes: dict[str, Any] = dict(batch_size=2, q_length=6, kv_length=6)
-    chunked = chunked_causal_mask_function(3, torch.zeros(2, dtype=torch.int64))
-    mask = integration.attention_mask(**sizes, mask_function=chunked)
-    assert mask is not None
-    rows, columns = torch.arange(6)[:, None], torch.arange(6)[None]
-    visible = (columns <= rows) & (columns // 3 == rows // 3)
-    assert torch.equal(mask == 0, visible.expand(2, 1, 6, 6))
-    assert torch.equal(mask == float("-inf"), ~visible.expand(2, 1, 6, 6))
-
-
-@pytest.mark.parametrize("option", [{"output_attentions": True}, {"cache": object()}])
-def test_what_is_not_served_is_refused_by_name(option: dict[str, Any]) -> None:
+def test_attention_weights_are_refused_by_name() -> None:
     q = torch.randn(1, 2, 4, 16)
     with pytest.raises(NotImplementedError, match=integration.NAME):
-        integration.attention(torch.nn.Module(), q, q, q, None, **option)
+        integration.attention(torch.nn.Module(), q, q, q, None, output_attentions=True)
 
 
-def test_unregister_takes_the_name_back() -> None:
+@pytest.mark.parametrize("name", [integration.NAME, integration.FLASH_NAME])
+def test_unregister_takes_the_names_back(name: str) -> None:
+    check = PreTrainedModel._check_and_adjust_attn_implementation
+    integration.register()  # a second time changes nothing
+    assert PreTrainedModel._check_and_adjust_attn_implementation is check
     integration.unregister()
-    assert integration.NAME not in AttentionInterface()
+    integration.unregister()
+    assert PreTrainedModel._check_and_adjust_attn_implementation is CHECK
+    assert name not in AttentionInterface()
+    assert name not in AttentionMaskInterface()
+    with pytest.raises(ValueError, match=name):
+        make_model("llama-gqa").set_attn_implementation(name)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("kind", ["mistral-window", "gemma2-softcap", "gpt-oss-sinks", "bert"])
+def test_flash_style_name_gives_the_same_bits(kind: str, padding: str) -> None:
+    model, batch = make_model(kind), make_batch(padding)
+    names = integration.NAME, integration.FLASH_NAME
+    plain, flash = (run(model, name, **batch) for name in names)
+    assert torch.equal(plain, flash)
+    assert model.config._attn_implementation == integration.FLASH_NAME
+
+
+def test_flash_style_name_generates_a_batch_of_requests() -> None:
+    """Sinks, softcaps and windows: models that cannot use sdpa."""
+    options = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=-1)
+    pages = ContinuousBatchingConfig(page_size=16, num_blocks=32, max_batch_tokens=64)
+    prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14], [15, 16, 17]]
+    for kind in ("gpt-oss-sinks", "gemma2-softcap"):
+        model = make_model(kind)
+        expected = [
+            model.generate(torch.tensor([x]), generation_config=options)[0, len(x) :].tolist()
+            for x in prompts
+        ]
+        model.set_attn_implementation(integration.FLASH_NAME)
+        found = model.generate_batch(
+            prompts, options, continuous_batching_config=pages, progress_bar=False
+        )
+        assert sorted(x.generated_tokens for x in found.values()) == sorted(expected)
+
+
+def test_flash_style_name_is_refused_where_transformers_has_no_flash() -> None:
     with pytest.raises(ValueError, match=integration.NAME):
-        make_model("llama-gqa").set_attn_implementation(integration.NAME)
+        make_model("t5-position-bias").set_attn_implementation(integration.FLASH_NAME)

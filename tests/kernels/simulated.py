@@ -1,4 +1,4 @@
-"""The Metal engine on CPU tensors: the real kernels, run by the simulator."""
+"""The Metal engine on CPU tensors: the real kernels in the simulator, under all its checkers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,16 +21,17 @@ TILE_GPUS = ("M1", "M3")  # one chip of each tile table
 
 
 @cache
-def runtime(gpu: str = "M1", check: bool = False, layout: str | None = None) -> Runtime:
+def runtime(gpu: str = "M1", layout: str | None = None) -> Runtime:
     """One simulated runtime a chip, so that variants are loaded once a process.
 
     ``layout`` is that of cooperative tensors, as metalsim names it.
     """
+    return Runtime(partial(checked, layout=layout), "cpu", Gpu.named(gpu))
 
-    def compile_shader(source: str) -> metalsim.ShaderLibrary:
-        return metalsim.compile_shader(source, check=check, cooperative_layout=layout)
 
-    return Runtime(compile_shader, "cpu", Gpu.named(gpu))
+def checked(source: str, layout: str | None = None) -> metalsim.ShaderLibrary:
+    """Kernels whose launches raise what the checkers find."""
+    return metalsim.compile_shader(source, check=True, cooperative_layout=layout)
 
 
 def simulated_forward(
@@ -39,12 +40,11 @@ def simulated_forward(
     *,
     gpu: str = "M1",
     kernel: str = "simdgroup",
-    check: bool = False,
     compile_shader: Callable[[str], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(o, lse) of one call through the real kernel; o starts as NaN."""
     o = inputs.q.new_full((*inputs.q.shape[:-1], problem.head_dim_v), math.nan)
-    chosen = runtime(gpu, check)
+    chosen = runtime(gpu)
     if compile_shader is not None:
         chosen = Runtime(compile_shader, "cpu", Gpu.named(gpu))
     with metal_runtime(chosen):

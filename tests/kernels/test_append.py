@@ -50,7 +50,7 @@ def check(case: str, dtype: torch.dtype) -> None:
     problem, expected = make_append(dtype, **CASES[case])
     found = copied(expected)
     q = portable.append(problem, expected)
-    with metal_runtime(runtime(check=True)):
+    with metal_runtime(runtime()):
         q_found = append(problem, found)
     for x, y in zip(written(found, q_found), written(expected, q), strict=True):
         assert all(map(torch.equal, bits(x), bits(y)))
@@ -72,7 +72,7 @@ def test_zeros_have_scale_zero() -> None:
     problem, inputs = make_append(torch.float16, k_format="int4", v_format="fp8")
     inputs.k_new.zero_()
     inputs.v_new.zero_()
-    with metal_runtime(runtime(check=True)):
+    with metal_runtime(runtime()):
         append(problem, inputs)
     assert torch.all(inputs.k_scale[0, :4] == 0)
     assert torch.all(inputs.k_cache[0, :4] == 0x88)

@@ -14,6 +14,7 @@ import metalsim
 from flashmetal.engines.metal import msl
 
 from .launches import GALLERY, GALLERY_LAUNCHES, LAUNCHES, GalleryLaunch, Launch
+from .simulated import checked
 
 MATRIX: dict[str, Launch | GalleryLaunch] = {
     **LAUNCHES,
@@ -32,10 +33,6 @@ class Launched:
     def __getattr__(self, name: str) -> metalsim.Kernel:
         self._names.add(name)
         return getattr(self._library, name)
-
-
-def checked(source: str) -> metalsim.ShaderLibrary:
-    return metalsim.compile_shader(source, check=True)
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -85,5 +85,5 @@ def test_metalsim_does_not_know_flashmetal() -> None:
 def test_imports_are_read_in_full() -> None:
     """The arrows above are judged on these names."""
     names = imported(FLASHMETAL / "integrations" / "transformers.py", FLASHMETAL)
-    assert {"flashmetal.api", "torch", "inspect"} <= names
+    assert {"flashmetal.api", "torch", "typing"} <= names
     assert "flashmetal.engines" in imported(FLASHMETAL / "plan.py", FLASHMETAL)

@@ -110,9 +110,14 @@ def element_count(value: object) -> int | None:
 
 
 def bind(
-    kernel: str, arguments: Sequence[object], casts: object, writable: Collection[int]
+    kernel: str,
+    arguments: Sequence[object],
+    casts: object,
+    writable: Collection[int],
+    device: str = "cpu",
 ) -> dict[int, Buffer]:
-    """Argument i to buffer slot i; `writable` are the slots that the kernel may write to.
+    """Argument i to buffer slot i; `writable` are the slots that the kernel may write to, `device`
+    is the type of device that tensors must be on.
 
     Raises what torch raises: RuntimeError, ArgumentError for a wrong type. A read-only numpy array
     in a writable slot is an ArgumentError too.
@@ -125,11 +130,11 @@ def bind(
     buffers = dict[int, Buffer]()
     for index, argument in enumerate(arguments):
         where = f"{kernel}: argument {index}"
-        memory = _memory(where, argument, index in writable)
+        memory = _memory(where, argument, index in writable, device)
         if memory is not None:
             buffers[index] = memory
         else:
-            buffers[index] = _value(where, argument, by_index.get(index, default))
+            buffers[index] = _value(where, argument, by_index.get(index, default), device)
     return buffers
 
 
@@ -152,22 +157,23 @@ def _read_casts(kernel: str, casts: object) -> tuple[str, dict[int, str]]:
     return "", cast("dict[int, str]", by_index)
 
 
-def _memory(where: str, value: object, may_write: bool) -> Buffer | None:
+def _memory(where: str, value: object, may_write: bool, device: str) -> Buffer | None:
     """The memory of a tensor or array, None for anything else."""
     if isinstance(value, Fresh):
-        buffer = _memory(where, value.memory, may_write)
+        buffer = _memory(where, value.memory, may_write, device)
         return buffer and buffer._replace(initialized=value.bits(buffer.size))
     if is_tensor(value):
-        return _tensor(where, value)
+        return _tensor(where, value, device)
     return _array(where, value, may_write) if is_array(value) else None
 
 
-def _tensor(where: str, tensor: Tensor) -> Buffer:
+def _tensor(where: str, tensor: Tensor, device: str) -> Buffer:
     """The view's first element up to its last one: what lies around it in the storage is not the
     kernel's."""
-    if tensor.device.type != "cpu":
+    if tensor.device.type != device:
         raise RuntimeError(
-            f"{where} is a tensor on {tensor.device}; metalsim runs on CPU tensors: call .cpu()"
+            f"{where} is a tensor on {tensor.device}; this kernel was compiled for tensors on "
+            f"{device}: call .{device}()"
         )
     if str(tensor.dtype) in ("torch.float64", "torch.complex128"):
         if tensor.dim() or str(tensor.dtype) != "torch.float64":
@@ -175,12 +181,13 @@ def _tensor(where: str, tensor: Tensor) -> Buffer:
                 f"{where} is {tensor.dtype}, which Metal does not have: call .float()"
             )
         tensor = tensor.float()
+    gpu = tensor.device.index if device == "cuda" else None
     if not tensor.numel():
-        return Buffer(tensor.data_ptr(), 0, tensor)
+        return Buffer(tensor.data_ptr(), 0, tensor, gpu=gpu)
     last = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
-    return Buffer(tensor.data_ptr(), (last + 1) * tensor.element_size(), tensor)
+    return Buffer(tensor.data_ptr(), (last + 1) * tensor.element_size(), tensor, gpu=gpu)
 
 
 def _array(where: str, array: Array, may_write: bool) -> Buffer:
@@ -205,17 +212,17 @@ def _array(where: str, array: Array, may_write: bool) -> Buffer:
         return Buffer(array.ctypes.data, 0, array)
     steps = zip(array.shape, array.strides, strict=True)
     last = sum((length - 1) * stride for length, stride in steps)
-    return Buffer(array.ctypes.data, last + array.dtype.itemsize, array)
+    return Buffer(array.ctypes.data, last + array.dtype.itemsize, array, read_back=may_write)
 
 
-def _value(where: str, value: object, conversion: str) -> Buffer:
+def _value(where: str, value: object, conversion: str, device: str) -> Buffer:
     if isinstance(value, (list, tuple)):
-        return _sequence(where, cast("Sequence[object]", value), conversion)
+        return _sequence(where, cast("Sequence[object]", value), conversion, device)
     if isinstance(value, (int, float)):
         return _numbers(where, [value], isinstance(value, float), conversion)
     if _is_scalar(value):
         if conversion:
-            return _value(where, value.item(), conversion)
+            return _value(where, value.item(), conversion, device)
         return _array(where, value.reshape((1,)), False)
     kind = type(value).__name__
     raise ArgumentError(
@@ -224,14 +231,19 @@ def _value(where: str, value: object, conversion: str) -> Buffer:
     )
 
 
-def _sequence(where: str, values: Sequence[object], conversion: str) -> Buffer:
+def _sequence(where: str, values: Sequence[object], conversion: str, device: str) -> Buffer:
     if not values:
         raise ArgumentError(f"{where}: Empty list/tuple can not be an argument to metal kernel")
     first = values[0]
+    if is_array(first) and device != "cpu":
+        raise ArgumentError(
+            f"{where} is a list of numpy arrays, whose addresses a kernel on {device} cannot use: "
+            "pass a list of tensors"
+        )
     if is_tensor(first) or is_array(first):
         buffers = list[Buffer]()
         for index, value in enumerate(values):
-            memory = _memory(f"{where}, item {index},", value, True)
+            memory = _memory(f"{where}, item {index},", value, True, device)
             if memory is None:
                 raise ArgumentError(
                     f"{where}: a list that begins with a tensor must hold tensors alone"

@@ -52,16 +52,17 @@ def digest(*parts: str) -> str:
 @functools.lru_cache(maxsize=1)
 def machine_digest() -> str:
     """Stands for everything of metalsim that a compiled library depends on besides its own code."""
-    return _digest_of([*machine.inputs(), Path(machine.__file__), _PACKAGE / "compiler.py"])
+    return digest_of([*machine.inputs(), Path(machine.__file__), _PACKAGE / "compiler.py"])
 
 
 @functools.lru_cache(maxsize=1)
 def front_end_digest() -> str:
     """Stands for the way from Metal source to C++."""
-    return _digest_of([*sorted((_PACKAGE / "frontend").glob("*.py")), _PACKAGE / "library.py"])
+    return digest_of([*sorted((_PACKAGE / "frontend").glob("*.py")), _PACKAGE / "library.py"])
 
 
-def _digest_of(files: list[Path]) -> str:
+def digest_of(files: list[Path]) -> str:
+    """Stands for the names and contents of `files`."""
     parts = [part for file in files for part in (file.name, file.read_text(encoding="utf-8"))]
     return digest(*parts)
 

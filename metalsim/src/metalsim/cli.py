@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="launch a kernel of a .metal file once")
     _add_launch(run)
     run.add_argument("--check", action="store_true", help="look for bad accesses (slower)")
+    _add_engine(run, "where it runs: the CPU, or an NVIDIA GPU")
     run.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="write the buffers here, as buffer0.npy"
     )
@@ -107,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_lint(commands.add_parser("lint", help="what Apple's compiler would refuse of .metal files"))
     return parser
+
+
+def _add_engine(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--engine", choices=("cpu", "cuda"), default="cpu", help=text)
 
 
 def _add_launch(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +252,7 @@ def _launch(
     buffers = [read_buffer(slot, word) for slot, word in enumerate(options.buffers)]
     library = compile_shader(
         source,
+        engine=getattr(options, "engine", "cpu"),
         check=check,
         profile=profile,
         function_constants=dict(map(_constant, options.constant)),

@@ -53,17 +53,16 @@ def find_compiler() -> Compiler:
     return _find(os.environ.get("METALSIM_CXX", ""), os.environ.get("PATH", os.defpath))
 
 
-def find_clang() -> Compiler | None:
-    """The compiler that `find_compiler` finds if it is a clang, else a clang++ from the path, else
-    None."""
-    try:
-        compiler = find_compiler()
-        if compiler.family != "gcc":
-            return compiler
-    except CompilerNotFoundError:
-        pass
-    programs = _clang_programs(os.environ.get("PATH", os.defpath))
-    return _compiler((programs[0],), programs[0]) if programs else None
+def clang_drivers() -> list[tuple[str, ...]]:
+    """Commands that may be clang's own driver, which takes every language: that of METALSIM_CXX,
+    those on the path, that of the ziglang package."""
+    path = os.environ.get("PATH", os.defpath)
+    commands = [tuple(shlex.split(os.environ.get("METALSIM_CXX", "")))]
+    commands += [(program,) for program in clang_programs(path)]
+    if importlib.util.find_spec("ziglang") is not None:
+        commands.append((sys.executable, "-m", "ziglang", "clang"))
+    # `zig c++` is a driver of zig's, which knows C++ alone.
+    return [command for command in commands if command and command[-1] != "c++"]
 
 
 @functools.lru_cache(maxsize=8)
@@ -75,21 +74,21 @@ def _find(chosen: str, path: str) -> Compiler:
             raise CompilerNotFoundError(
                 f"METALSIM_CXX names {command[0]!r}, which is not a program here"
             )
-        return _compiler((program, *command[1:]), program)
+        return described((program, *command[1:]), program)
     for program in (
-        *_clang_programs(path),
+        *clang_programs(path),
         shutil.which("g++", path=path),
         shutil.which("c++", path=path),
     ):
         if program is not None:
-            return _compiler((program,), program)
+            return described((program,), program)
     ziglang = importlib.util.find_spec("ziglang")
     if ziglang is not None and ziglang.origin is not None:
-        return _compiler((sys.executable, "-m", "ziglang", "c++"), ziglang.origin)
+        return described((sys.executable, "-m", "ziglang", "c++"), ziglang.origin)
     raise CompilerNotFoundError(_MISSING)
 
 
-def _clang_programs(path: str) -> list[str]:
+def clang_programs(path: str) -> list[str]:
     """Every clang++ on the path: `clang++-19` before `clang++-15` before `clang++`."""
     found = list[tuple[int, str]]()
     for directory in path.split(os.pathsep):
@@ -104,7 +103,8 @@ def _clang_programs(path: str) -> list[str]:
     return [program for _, program in sorted(found, key=lambda item: item[0])]
 
 
-def _compiler(command: tuple[str, ...], program: str) -> Compiler:
+def described(command: tuple[str, ...], program: str) -> Compiler:
+    """`command`, which runs the file `program`."""
     real = os.path.realpath(program)
     status = os.stat(real)
     return Compiler(command, f"{' '.join(command)}|{real}|{status.st_size}|{status.st_mtime_ns}")
@@ -132,26 +132,30 @@ def build_runtime(compiler: Compiler, mode: str, output: Path) -> None:
         objects.append(output.with_name(f"{source.stem}.o"))
         flags = machine.runtime_flags(compiler.family, mode)
         commands.append([*compiler.command, *flags, "-c", str(source), "-o", str(objects[-1])])
-    _run_together(commands)
+    run_together(commands)
     _link(compiler, objects, [], output)
 
 
-def build_kernels(compiler: Compiler, mode: str, code: str, runtime: Path, output: Path) -> None:
-    """C++ from the front end as a shared library at `output`, which finds `runtime` beside itself.
+def build_kernels(
+    compiler: Compiler, flags: Sequence[str], code: str, runtime: Path, output: Path
+) -> None:
+    """C++ from the front end as a shared library at `output`, which finds `runtime` beside itself;
+    `flags` are machine.kernel_flags.
 
     Raises CompilationFailed for code that does not compile.
     """
     source, compiled = output.with_name("program.cpp"), output.with_name("program.o")
     source.write_text(code, encoding="ascii")
-    flags = [*machine.kernel_flags(compiler.family, mode), *_message_flags(compiler.family)]
+    flags = [*flags, *message_flags(compiler.family)]
     # The bare name keeps the cache's directory, which may move, out of debug information.
-    _run_together(
+    run_together(
         [[*compiler.command, *flags, "-c", source.name, "-o", compiled.name]], output.parent
     )
     _link(compiler, [compiled], [runtime], output)
 
 
-def _message_flags(family: str) -> list[str]:
+def message_flags(family: str) -> list[str]:
+    """What makes a compiler of `family` print errors as the module diagnostics reads them."""
     if family == "gcc":
         return ["-fno-diagnostics-show-caret", "-fdiagnostics-color=never", "-fmax-errors=20"]
     return ["-fno-caret-diagnostics", "-fno-color-diagnostics", "-ferror-limit=20"]
@@ -164,12 +168,12 @@ def _link(compiler: Compiler, objects: list[Path], libraries: list[Path], output
     else:
         naming = [f"-Wl,-soname,{name}", "-Wl,-rpath,$ORIGIN"]
     inputs = [str(path) for path in (*objects, *libraries)]
-    _run_together(
+    run_together(
         [[*compiler.command, "-shared", "-o", str(output), *inputs, *naming, *machine.link_flags()]]
     )
 
 
-def _run_together(commands: Sequence[Sequence[str]], directory: Path | None = None) -> None:
+def run_together(commands: Sequence[Sequence[str]], directory: Path | None = None) -> None:
     """Run every command at once; CompilationFailed with the output of the first that fails."""
     processes = [
         subprocess.Popen(

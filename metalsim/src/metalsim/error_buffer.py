@@ -33,7 +33,10 @@ class ErrorBuffer:
     def buffer(self) -> Buffer:
         """The memory to bind."""
         return Buffer(
-            ctypes.addressof(self._messages), ctypes.sizeof(self._messages), self._messages
+            ctypes.addressof(self._messages),
+            ctypes.sizeof(self._messages),
+            self._messages,
+            read_back=True,
         )
 
     def check(self) -> None:

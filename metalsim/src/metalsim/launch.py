@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from . import machine
 from .errors import SimulationError, simulation_error
@@ -24,13 +24,28 @@ _NO_ITEM = 0xFFFFFFFF
 
 class Buffer(NamedTuple):
     """Memory for one buffer slot; `owner` keeps it alive during the launch. `items` is what the
-    addresses in it lead to; `initialized` the address of a bit a byte, 0: all is."""
+    addresses in it lead to; `initialized` the address of a bit a byte, 0: all is. `gpu` is the
+    number of the GPU whose memory it is, None: the host's, of which `read_back` says that the
+    caller reads what the kernel left there."""
 
     address: int
     size: int
     owner: object
     items: Sequence[Buffer] = ()
     initialized: int = 0
+    gpu: int | None = None
+    read_back: bool = False
+
+
+class KernelRecord(NamedTuple):
+    """What the cache keeps of a kernel."""
+
+    name: str
+    number: int
+    max_threads: int
+    writable: Sequence[int]
+    threadgroup_bytes: int = 0
+    """Of threadgroup variables, 0 where only a launch tells."""
 
 
 class Request(NamedTuple):
@@ -51,6 +66,23 @@ class Outcome(NamedTuple):
     findings: tuple[Finding, ...]
     error: SimulationError | None
     lines: tuple[LineCounters, ...] = ()
+
+
+class Library(Protocol):
+    """A compiled program that an engine runs."""
+
+    @property
+    def device(self) -> str:
+        """The type of torch device that its tensors are on."""
+        ...
+
+    def entry(self, number: int) -> int:
+        """What `run` takes for kernel `number`."""
+        ...
+
+    def run(self, entry: int, request: Request) -> Outcome:
+        """One launch, to its end."""
+        ...
 
 
 class _Extent(ctypes.Structure):
@@ -117,6 +149,8 @@ class _Launch(ctypes.Structure):
 
 class LoadedLibrary:
     """A kernel library and the machine it runs on, loaded into this process."""
+
+    device = "cpu"
 
     def __init__(self, kernels: Path) -> None:
         # The machine is reached through the kernels' own link to it: another copy of it, from

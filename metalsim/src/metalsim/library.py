@@ -5,31 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from . import cache, machine
+from . import cache
 from .arguments import bind
+from .build import Build, Engine
 from .checks import Check, read_check
-from .compiler import CompilationFailed, Compiler, build_kernels, build_runtime, find_compiler
-from .cooperative_layout import CooperativeLayout, read_layout
-from .diagnostics import compile_error
+from .compiler import find_compiler
+from .cooperative_layout import read_layout
+from .cpu_engine import CpuEngine
+from .cuda.engine import FLOAT_PRODUCTS, CudaEngine
 from .error_buffer import ErrorBuffer
 from .errors import ArgumentError, KernelNotFoundError, check_error
 from .findings import Finding, collected
-from .frontend import FunctionConstant, Translation, translate
+from .frontend import FunctionConstant
 from .grid import read_grid
 from .include_path import read_include_dirs, torch_headers
-from .launch import MAX_BUFFERS, LoadedLibrary, Outcome, Request
+from .launch import MAX_BUFFERS, KernelRecord, Library, Outcome, Request
 from .profile import PROFILE, LineCounters
-
-
-class _KernelRecord(NamedTuple):
-    """What the cache keeps of a kernel."""
-
-    name: str
-    number: int
-    max_threads: int
-    writable: Sequence[int]
 
 
 class Kernel:
@@ -38,11 +30,11 @@ class Kernel:
     thread_execution_width = 32
     """Threads in a simdgroup."""
 
-    def __init__(self, library: LoadedLibrary, record: _KernelRecord, checks: int | None) -> None:
+    def __init__(self, library: Library, record: KernelRecord, checks: int | None) -> None:
         self.name = record.name
         self.max_threads_per_threadgroup = record.max_threads
         """The most threads that a threadgroup may have."""
-        self.static_thread_group_memory_length = 0
+        self.static_thread_group_memory_length = record.threadgroup_bytes
         """Bytes of threadgroup memory, as measured by the latest launch."""
         self.writable_buffers = tuple(record.writable)
         """The buffer slots that the kernel may write to: those not declared const or constant."""
@@ -68,9 +60,10 @@ class Kernel:
         """Run the kernel to its end.
 
         Args:
-            args: argument i goes to buffer slot i. A CPU tensor or a numpy array, by its memory: a
-                view begins at its first element, and neither shape nor strides are passed; an array
-                must be writable where the kernel may write to it. An int or bool as int64, a float
+            args: argument i goes to buffer slot i. A CPU tensor (for engine="cuda" one on the GPU)
+                or a numpy array, by its memory: a view begins at its first element, and neither
+                shape nor strides are passed; an array must be writable where the kernel may write
+                to it, and engine="cuda" copies it there and back. An int or bool as int64, a float
                 as float32, a numpy scalar in its own type, a list or tuple of ints or floats as an
                 array of these, a list of tensors or arrays as an array of their addresses.
             threads: the grid in threads, one to three dimensions; by default the elements of the
@@ -91,7 +84,8 @@ class Kernel:
                 `collect_findings` gathers instead.
         """
         grid = read_grid(self.name, args, threads, group_size, self.max_threads_per_threadgroup)
-        buffers = bind(self.name, args, arg_casts, self.writable_buffers)
+        device = self._library.device
+        buffers = bind(self.name, args, arg_casts, self.writable_buffers, device)
         errors = None
         if error_buf_idx is not None:
             if not 0 <= error_buf_idx < MAX_BUFFERS:
@@ -131,7 +125,7 @@ class ShaderLibrary:
     """The kernels of one program: attributes of this object, listed by `dir`."""
 
     def __init__(
-        self, library: LoadedLibrary, records: Sequence[_KernelRecord], checks: int | None
+        self, library: Library, records: Sequence[KernelRecord], checks: int | None
     ) -> None:
         self._library = library
         self._records = {record.name: record for record in records}
@@ -166,8 +160,11 @@ def compile_shader(
     include_dirs: Sequence[str | os.PathLike[str]] = (),
     cache_dir: str | os.PathLike[str] | None = None,
     cooperative_layout: str | None = None,
+    inactive_lanes: bool = False,
+    engine: str = "cpu",
+    float_products: str = "fma",
 ) -> ShaderLibrary:
-    """Compile Metal source for this machine's CPU: the counterpart of `torch.mps.compile_shader`.
+    """Compile Metal source for this machine: the counterpart of `torch.mps.compile_shader`.
 
     Args:
         source: Metal Shading Language, ASCII alone as torch demands.
@@ -189,6 +186,12 @@ def compile_shader(
             do differently: under odd ones the layout depends on operand, element type and depth
             too (`is_compatible_as_left_input` is false), under those with bit 1 set
             `mode::multiply` adds to a destination in memory.
+        inactive_lanes: let lanes of a simdgroup diverge at its collectives, each of which is then
+            one of the lanes that reach it together, as Metal permits; otherwise that is a
+            DivergenceError. Barriers and matrices need all lanes in any case. Slower.
+        engine: "cpu", or "cuda": NVIDIA GPUs, without checks, counters and seeds.
+        float_products: how engine="cuda" multiplies 8x8 matrices of floats: "fma" with the bits of
+            the CPU engine, or "3xtf32", faster and with about 22 bits.
 
     Returns:
         The library; `library.name` is the kernel called `name`.
@@ -197,104 +200,48 @@ def compile_shader(
         SyntaxError: all errors, as `program_source:LINE:COLUMN: error: ...`, with the line and
             column of `source`.
         CompilerNotFoundError: no C++ compiler here; the message says what to install.
+        ValueError: an engine that is neither, or one asked for what it has not.
     """
     if not isinstance(source, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"compile_shader: source must be a str, not {type(source).__name__}")
-    build = _Build(
+    checks, directory = _bits(check, profile), cache.cache_directory(cache_dir)
+    build = Build(
         source,
-        _bits(check, profile),
         dict(function_constants or {}),
         read_include_dirs("compile_shader", include_dirs),
-        read_layout(cooperative_layout),
-        cache.cache_directory(cache_dir),
-        find_compiler(),
+        torch_headers(),
+        read_layout(cooperative_layout).definitions(),
+        directory,
+        _engine(engine, checks, float_products, inactive_lanes, directory),
     )
-    return build.library()
+    return ShaderLibrary(*build.library(), checks)
+
+
+def _engine(
+    name: str, checks: int | None, float_products: str, inactive_lanes: bool, directory: Path
+) -> Engine:
+    if float_products not in FLOAT_PRODUCTS:
+        known = ", ".join(FLOAT_PRODUCTS)
+        raise ValueError(
+            f"compile_shader: float_products must be one of {known}, not {float_products!r}"
+        )
+    if name == "cpu":
+        if float_products != "fma":
+            raise ValueError("compile_shader: float_products is for engine='cuda'")
+        mode = "fast" if checks is None else "check"
+        return CpuEngine(find_compiler(), mode, directory, inactive_lanes)
+    if name != "cuda":
+        raise ValueError(f"compile_shader: engine must be 'cpu' or 'cuda', not {name!r}")
+    if checks is not None:
+        raise ValueError(
+            "compile_shader: engine='cuda' neither counts nor checks: leave out check, profile and "
+            "METALSIM_CHECK, or use `metalsim check --engine cuda`"
+        )
+    if inactive_lanes:
+        raise ValueError("compile_shader: inactive_lanes is for engine='cpu'")
+    return CudaEngine(float_products)
 
 
 def _bits(check: Check, profile: bool) -> int | None:
     bits = read_check(check)
     return (bits or 0) | PROFILE if profile else bits
-
-
-class _Build(NamedTuple):
-    """One request, and the way from it to a library: from the cache where it is, else through the
-    compiler."""
-
-    source: str
-    checks: int | None
-    function_constants: dict[str | int, FunctionConstant]
-    include_dirs: tuple[Path, ...]
-    cooperative_layout: CooperativeLayout
-    directory: Path
-    compiler: Compiler
-
-    @property
-    def mode(self) -> str:
-        return "fast" if self.checks is None else "check"
-
-    def library(self) -> ShaderLibrary:
-        constants = repr(sorted(self.function_constants.items(), key=str))
-        directories = map(str, self.include_dirs)
-        tensors = self.cooperative_layout.definitions()
-        key = self._digest(cache.front_end_digest(), self.source, constants, tensors, *directories)
-        record_name = f"program-{key}.json"
-        record = cache.read_record(self.directory, record_name)
-        if record is None or not (self.directory / str(record["file"])).exists():
-            record = self._compile()
-            # A program that reads other files has to be looked at again each time.
-            if not record.pop("included"):
-                cache.write_record(self.directory, record_name, record)
-        return self._load(record)
-
-    def _digest(self, *parts: str) -> str:
-        # The flags depend on the processor: a cache on a shared disk serves several.
-        flags = machine.kernel_flags(self.compiler.family, self.mode)
-        identity = self.compiler.identity
-        return cache.digest(cache.machine_digest(), identity, self.mode, *flags, *parts)
-
-    def _compile(self) -> dict[str, Any]:
-        translation = translate(
-            self.source,
-            function_constants=self.function_constants,
-            include_dirs=self.include_dirs,
-            system_dirs=torch_headers(),
-            tensor_definitions=self.cooperative_layout.definitions(),
-        )
-        name = f"kernels-{self._digest(translation.code)}.so"
-        runtime = self._runtime()
-        cache.shared_file(
-            self.directory, name, lambda path: self._build(translation, runtime, path)
-        )
-        kernels = [
-            _KernelRecord(kernel.name, number, kernel.max_threads, kernel.writable_buffers)
-            for number, kernel in enumerate(translation.kernels)
-        ]
-        return {"file": name, "kernels": kernels, "included": translation.preprocessed.included}
-
-    def _runtime(self) -> Path:
-        def build(path: Path) -> None:
-            build_runtime(self.compiler, self.mode, path)
-
-        try:
-            return cache.shared_file(self.directory, f"machine-{self._digest()}.so", build)
-        except CompilationFailed as failure:
-            raise RuntimeError(
-                "metalsim's runtime does not compile (clang 16, g++ 12 or newer is needed):\n"
-                f"{failure.output}"
-            ) from None
-
-    def _build(self, translation: Translation, runtime: Path, path: Path) -> None:
-        try:
-            build_kernels(self.compiler, self.mode, translation.code, runtime, path)
-        except CompilationFailed as failure:
-            error = compile_error(failure.output, translation)
-            if error is not None:
-                raise error from None
-            raise RuntimeError(f"metalsim: the C++ compiler failed:\n{failure.output}") from None
-
-    def _load(self, record: dict[str, Any]) -> ShaderLibrary:
-        self._runtime()
-        library = LoadedLibrary(self.directory / str(record["file"]))
-        records = [_KernelRecord(*kernel) for kernel in record["kernels"]]
-        return ShaderLibrary(library, records, self.checks)

@@ -54,6 +54,26 @@ def test_spellings_of_a_kernel(head: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("instantiation", "limit"),
+    [
+        ("f<float, 2, 4>", 256),
+        ("f<half, 1>", 96),
+        ("f<vec<half, 2>, (3 - 1), 2>", 128),
+        ("f<float, 64, 1>", 1024),
+        ("f<float, WIDTH, 1>", 1024),
+    ],
+)
+def test_a_limit_of_template_parameters(instantiation: str, limit: int) -> None:
+    program = translate(
+        "constant int WIDTH = 2;\n"
+        "template <typename T, int ROWS, int COLUMNS = 3>\n"
+        "[[max_total_threads_per_threadgroup(ROWS * COLUMNS * 32)]] kernel void f(device T* x) {}\n"
+        f"template [[kernel]] decltype({instantiation}) {instantiation};"
+    )
+    assert program.kernels[0].max_threads == limit
+
+
+@pytest.mark.parametrize(
     ("instantiation", "name", "expression"),
     [
         ('template [[host_name("x")]] [[kernel]] decltype(f<int, 4>) f<int, 4>;', "x", "f<int, 4>"),
@@ -261,3 +281,8 @@ def test_refused(source: str, line: int, message: str) -> None:
     assert error.offset is not None
     assert str(error).startswith(f"program_source:{line}:{error.offset}: error: ")
     assert error.text == source.split("\n")[line - 1]
+
+
+def test_a_list_in_braces_may_be_an_argument() -> None:
+    source = "struct A { int x; };\nint g(A a);\nint f() { return g(A{1}) + g({2}); }"
+    assert "g(A{1}) + g({2})" in body(source)

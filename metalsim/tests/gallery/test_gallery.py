@@ -1,10 +1,11 @@
-"""Every kernel of the gallery against numpy: in check builds, under two schedules, at sizes that
-fill the last threadgroup and at sizes that do not."""
+"""Every kernel of the gallery against numpy: in check builds, under two schedules, and on an NVIDIA
+GPU where there is one; at sizes that fill the last threadgroup and at sizes that do not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,33 @@ import metalsim
 GALLERY = Path(__file__).parents[2] / "gallery"
 
 
-@pytest.fixture(params=[0, 1], ids=["in order", "seed 1"], autouse=True)
-def order(request: pytest.FixtureRequest) -> Iterator[None]:
-    with metalsim.schedule(seed=request.param):
+def has_gpu() -> bool:
+    torch = pytest.importorskip("torch")
+    return torch.cuda.is_available()
+
+
+on_gpu = pytest.param(
+    ({"engine": "cuda"}, 0), marks=pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+)
+build: dict[str, Any] = {}
+
+
+@pytest.fixture(
+    params=[({"check": True}, 0), ({"check": True}, 1), on_gpu],
+    ids=["in order", "seed 1", "cuda"],
+    autouse=True,
+)
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    options, seed = request.param
+    for name, value in options.items():
+        monkeypatch.setitem(build, name, value)
+    with metalsim.schedule(seed=seed):
         yield
 
 
 def compiled(name: str, layout: str | None = None) -> metalsim.ShaderLibrary:
     source = (GALLERY / f"{name}.metal").read_text()
-    return metalsim.compile_shader(source, check=True, cooperative_layout=layout)
+    return metalsim.compile_shader(source, cooperative_layout=layout, **build)
 
 
 def rounding(dtype: type[np.floating], terms: int) -> float:

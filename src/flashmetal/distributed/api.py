@@ -191,7 +191,7 @@ def _dense_sharding(
     """Who holds what of a dense batch, after all checks of a call that one rank can make."""
     function = request.function
     check_sharding(function, kind)
-    _check_call(AttentionProblem.of(inputs, request), request)
+    problem = AttentionProblem.of(inputs, request)
     lengths: list[int] = []
     for name, x, seqlen in zip("qk", (inputs.q, inputs.k), seqlens, strict=False):
         whole = x.shape[1] * ranks.size if seqlen is None else seqlen
@@ -203,6 +203,7 @@ def _dense_sharding(
                 f"rows by local_rows"
             )
         lengths.append(whole)
+    _check_whole(problem, request, (lengths[0], lengths[1]))
     return Sharding((lengths[0],), (lengths[1],), ranks.size, kind)
 
 
@@ -219,7 +220,7 @@ def _packed(
     device = getattr(inputs.q, "device", None)
     starts_q, starts_k = (x if x is None else x.to(device) for x in inputs[6:8])
     inputs = inputs._replace(cu_seqlens_q=starts_q, cu_seqlens_k=starts_k)
-    _check_call(AttentionProblem.of(inputs, request), request)
+    _check_whole(AttentionProblem.of(inputs, request), request, longest)
     spread = Sharding(lengths_q, lengths_k, ranks.size, kind)
     for side, x, lengths in (("q", inputs.q, lengths_q), ("k", inputs.k, lengths_k)):
         own = sum(spread.lengths(lengths, ranks.rank))
@@ -246,7 +247,13 @@ def _checked_lengths(function: str, side: str, offsets: object) -> tuple[int, ..
     return lengths
 
 
-def _check_call(problem: AttentionProblem, request: Request) -> None:
-    """Refuse on every rank alike what an engine asked for would refuse of some piece."""
+def _check_whole(problem: AttentionProblem, request: Request, seqlens: tuple[int, int]) -> None:
+    """Refuse on every rank alike what an engine asked for refuses of the whole call."""
     left, right = request.window_left, 0 if request.causal else request.window_right
-    plan(problem._replace(window_left=left, window_right=right), request.impl)
+    whole = problem._replace(
+        seqlen_q=seqlens[0],
+        seqlen_k=seqlens[1],
+        window_left=left if left < seqlens[1] - 1 else -1,
+        window_right=right if right < seqlens[0] - 1 else -1,
+    )
+    plan(whole, request.impl)

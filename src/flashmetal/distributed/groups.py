@@ -78,7 +78,8 @@ class Shift:
             for x in xs
             if x.numel()
         ]
-        with _answers(function, f"ranks {to} and {self._source}"):
+        peers = " and ".join(f"rank {peer}" for peer in sorted({to, self._source}))
+        with _answers(function, peers):
             self._works = dist.batch_isend_irecv(operations) if operations else []
 
     def wait(self) -> list[Tensor]:
@@ -122,8 +123,11 @@ def _process_group(function: str, group: Group) -> dist.ProcessGroup:
 
 
 def _on_carrier(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """``x`` itself, or a copy where its backend can read it."""
-    return x.cpu() if x.device.type != "cpu" and dist.get_backend(group) == "gloo" else x
+    """``x`` itself, or a copy on the CPU where the group's backend does not read its device."""
+    if x.device.type == "cpu":
+        return x
+    backends = dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
+    return x.cpu() if backends.get(x.device.type, "gloo") == "gloo" else x
 
 
 @contextmanager

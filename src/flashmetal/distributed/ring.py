@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..ops import attend
+from ..ops import attend, attend_backward
 from ..problem import AttentionInputs, Request
 from .groups import Ranks, Shift
 from .sharding import Meeting, Rows, Sharding, cached_meetings, cached_steps
@@ -165,10 +165,7 @@ def _piece_backward(
     """What the keys of one meeting give to the gradients of q, k and v, by whole rows' lse."""
     inputs, request = ring.call(meeting, *tensors)
     o, lse, grad_o, grad_lse = rows.taken(meeting.q)
-    wanted = [True, True, True, False, False, False]
-    return torch.ops.flashmetal.attention_backward.default(
-        *inputs, *request, o, lse, grad_o, grad_lse, wanted
-    )
+    return attend_backward(inputs, request, (o, lse), (grad_o, grad_lse))
 
 
 def _merge(total: tuple[Tensor, Tensor], rows: Rows, part: tuple[Tensor | None, Tensor]) -> None:

@@ -1,7 +1,8 @@
-"""How the keys and values of a sequence, wherever they lie, become panels to multiply with."""
+"""How the keys and values of sequences, wherever they lie, become panels to multiply with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from ..cache_formats import dequantise
 
 # From so many neighbouring keys on, reading them in place beats gathering them with others.
-_LEAST_RUN = 64
+_LEAST_RUN = 8
+# Elements gathered at a time; on a CPU (True) they stay in its cache.
+_GATHERED = {True: 1 << 20, False: 1 << 22}
 
 
 class Panel(NamedTuple):
@@ -20,6 +23,14 @@ class Panel(NamedTuple):
     first: int
     k: Tensor
     v: Tensor
+
+    def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
+        """The products (N * Hk, rows, keys) of q (N * Hk, rows, D), written into ``scratch``."""
+        return product(q, self.k, scratch)
+
+    def values(self, p: Tensor, o: Tensor | None) -> Tensor:
+        """p (N * Hk, rows, keys) times the values, added to ``o`` in place where it is given."""
+        return torch.bmm(p, self.v) if o is None else o.baddbmm_(p, self.v)
 
 
 class PlainKeys(NamedTuple):
@@ -34,65 +45,174 @@ class PlainKeys(NamedTuple):
             yield Panel(start, self.k[:, start:stop], self.v[:, start:stop])
 
 
-class CachedKeys(NamedTuple):
-    """One sequence in a cache: k (pages, page_size, Hk, ...) and v, codes or not, of all sequences.
+class CachedSequence(NamedTuple):
+    """Where the keys of one sequence lie: rows of its pages in order, -1 for none.
 
-    ``pages`` are those of this sequence in order, -1 for none; the first ``skipped`` rows of them
-    are not its own. Panels are converted to ``dtype`` one at a time.
+    The first ``skipped`` rows of the pages are not its own, or hidden, the next ``length`` are
+    the keys from position ``first`` on.
     """
 
-    k: Tensor
-    v: Tensor
-    k_scale: Tensor | None
-    v_scale: Tensor | None
     pages: list[int]
     skipped: int
+    length: int
+    first: int
+
+
+class Run(NamedTuple):
+    """Neighbouring keys of sequence ``entry``: columns of a panel, and rows of one page."""
+
+    entry: int
+    column: int
+    page: int
+    row: int
+    keys: int
+
+
+class Stored(NamedTuple):
+    """Keys or values, codes or not, (pages, rows of a page, Hk, ...), and their scale."""
+
+    codes: Tensor
+    scale: Tensor | None
+
+    def joined(self) -> Stored | None:
+        """All pages as a single one, or None where they do not lie side by side."""
+        for x in self:
+            if x is not None and x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1):
+                return None
+        scale = None if self.scale is None else self.scale.flatten(0, 1)
+        return Stored(self.codes.flatten(0, 1), scale).as_page()
+
+    def as_page(self) -> Stored:
+        """Rows without pages, (rows, Hk, ...), as those of a single page."""
+        return Stored(self.codes[None], None if self.scale is None else self.scale[None])
+
+    def read(self, runs: list[Run], dtype: torch.dtype, most: int) -> Iterator[tuple[Run, Tensor]]:
+        """Each run with its rows (Hk, keys, D) in ``dtype``.
+
+        Long runs are read where they lie; short ones, and all that must be converted, are gathered
+        with others, at most ``most`` rows at a time.
+        """
+        least = _LEAST_RUN if self.scale is None and self.codes.dtype == dtype else math.inf
+        pages = self.codes.transpose(1, 2).unbind(0) if least < math.inf else ()
+        gathered: list[Run] = []
+        for run in runs:
+            if run.keys >= least:
+                yield run, pages[run.page].narrow(1, run.row, run.keys)
+            else:
+                gathered.append(run)
+        gathered_at_once = _GATHERED[self.codes.is_cpu] // math.prod(self.codes.shape[2:])
+        for chunk in _chunks(gathered, max(1, min(most, gathered_at_once))):
+            rows = self._gather(chunk, dtype)
+            start = 0
+            for run in chunk:
+                yield run, rows.narrow(1, start, run.keys)
+                start += run.keys
+
+    def _gather(self, runs: list[Run], dtype: torch.dtype) -> Tensor:
+        """The rows of the runs one after the other, (Hk, rows, D)."""
+        counts = torch.tensor([run.keys for run in runs], device=self.codes.device)
+        starts = torch.tensor([run.row for run in runs], device=self.codes.device)
+        starts += counts - counts.cumsum(0)
+        rows = starts.repeat_interleave(counts)
+        rows += torch.arange(rows.shape[0], device=rows.device)
+        if self.codes.shape[0] == 1:
+            found = [None if x is None else x[0].index_select(0, rows) for x in self]
+        else:
+            pages = torch.tensor([run.page for run in runs], device=rows.device)
+            pages = pages.repeat_interleave(counts)
+            found = [None if x is None else x[pages, rows] for x in self]
+        codes, scale = found
+        assert codes is not None
+        return dequantise(codes, scale, dtype).transpose(0, 1)
+
+
+class CachedKeys(NamedTuple):
+    """N sequences in a cache, which all end at the last of as many columns as the longest has keys.
+
+    So aligned, a band and the distances of ALiBi are the same for all of them. ``page_size`` is
+    that of the sequences' pages, ``joined`` whether these are now rows of a single one. Products
+    are of ``dtype``, those with the values ``head_dim_v`` wide.
+    """
+
+    k: Stored
+    v: Stored
+    sequences: list[CachedSequence]
+    columns: int
+    page_size: int
+    joined: bool
+    head_dim_v: int
     dtype: torch.dtype
 
-    def panels(self, first: int, end: int, most: int) -> Iterator[Panel]:
-        """The keys [first, end), but those of missing pages, at most ``most`` at a time.
+    def panels(self, first: int, end: int, most: int) -> Iterator[CachedPanel]:
+        """The columns [first, end) in panels of one size, at most ``most`` columns."""
+        for start, stop in _even(first, end, most):
+            yield CachedPanel(start, stop - start, self._runs(start, stop), most, self)
 
-        Pages that follow each other in the cache are read where they lie, scattered ones are
-        gathered a panel at a time.
-        """
-        size, first, end = self.k.shape[1], first + self.skipped, end + self.skipped
-        stretches = _stretches(self.pages, first // size, -(-end // size), _LEAST_RUN // size)
-        for page, page_end, in_place in stretches:
-            inside = max(first, page * size), min(end, page_end * size)
-            for start, stop in _even(*inside, most):
-                pages = self.pages[start // size : -(-stop // size)]
-                rows = slice(start % size, start % size + stop - start)
-                where = slice(pages[0], pages[-1] + 1) if in_place else self._index(pages)
-                k = self._by_head(self.k, self.k_scale, where, rows)
-                v = self._by_head(self.v, self.v_scale, where, rows)
-                yield Panel(start - self.skipped, k, v)
-
-    def plain(self, keys: int) -> tuple[Tensor, Tensor] | None:
-        """k (1, keys, Hk, D) and v where they lie, if those are neighbouring pages of no codes."""
-        if self.k_scale is not None or self.v_scale is not None or keys == 0:
+    def plain(self) -> tuple[Tensor, Tensor] | None:
+        """k (1, keys, Hk, D) and v of a single sequence where they lie, if that is in one run."""
+        runs = self._runs(0, self.columns) if self.k.scale is None and self.v.scale is None else []
+        if len(runs) != 1 or runs[0].keys < self.columns:
             return None
-        size = self.k.shape[1]
-        first, end = self.skipped // size, -(-(self.skipped + keys) // size)
-        page, count = self.pages[first], end - first
-        whole = self.k.stride(0) == size * self.k.stride(1)
-        if count > 1 and not (whole and self.v.stride(0) == size * self.v.stride(1)):
-            return None
-        if page < 0 or self.pages[first:end] != list(range(page, page + count)):
-            return None
-        start = self.skipped % size
-        rows = slice(start, start + keys)
-        k, v = (x[page : page + count].flatten(0, 1)[None, rows] for x in (self.k, self.v))
-        return k, v
+        page, rows = runs[0].page, slice(runs[0].row, runs[0].row + runs[0].keys)
+        return self.k.codes[None, page, rows], self.v.codes[None, page, rows]
 
-    def _index(self, pages: list[int]) -> Tensor:
-        return torch.tensor(pages, device=self.k.device)
+    def _runs(self, first: int, end: int) -> list[Run]:
+        """The keys in the columns [first, end), but those of missing pages."""
+        runs: list[Run] = []
+        size = self.page_size
+        for entry, (pages, skipped, length, _) in enumerate(self.sequences):
+            shift = self.columns - length - skipped  # from rows of the pages to columns
+            row, last = max(first - shift, skipped), end - shift
+            while row < last:
+                index = row // size
+                page, stop = pages[index], index + 1
+                if page >= 0 and self.joined:
+                    stop = _neighbours_end(pages, index, -(-last // size))
+                row_end = min(stop * size, last)
+                if page >= 0:
+                    column, inside = row + shift - first, row - index * size
+                    place = (0, page * size + inside) if self.joined else (page, inside)
+                    runs.append(Run(entry, column, *place, row_end - row))
+                row = row_end
+        return runs
 
-    def _by_head(
-        self, codes: Tensor, scale: Tensor | None, where: slice | Tensor, rows: slice
-    ) -> Tensor:
-        codes = codes[where].flatten(0, 1)[rows]
-        scale = None if scale is None else scale[where].flatten(0, 1)[rows]
-        return dequantise(codes, scale, self.dtype).transpose(0, 1)
+
+class CachedPanel(NamedTuple):
+    """Columns of sequences in a cache; a column that a sequence has no key in is hidden from it."""
+
+    first: int
+    columns: int
+    runs: list[Run]
+    most: int  # keys to be gathered at a time
+    keys: CachedKeys
+
+    def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
+        """As :meth:`Panel.scores`."""
+        count, rows = len(self.keys.sequences), q.shape[1]
+        shape = (count, q.shape[0] // count, rows, self.columns)
+        s = scratch[: math.prod(shape)].view(shape).fill_(-torch.inf)
+        q_of, s_of = q.view(*shape[:3], -1).unbind(0), s.unbind(0)
+        for run, k in self.keys.k.read(self.runs, self.keys.dtype, self.most):
+            out = s_of[run.entry].narrow(2, run.column, run.keys)
+            torch.bmm(q_of[run.entry], k.transpose(1, 2), out=out)
+        return s.view(-1, rows, self.columns)
+
+    def values(self, p: Tensor, o: Tensor | None) -> Tensor:
+        """As :meth:`Panel.values`."""
+        keys, count = self.keys, len(self.keys.sequences)
+        if o is None:
+            o = p.new_zeros(*p.shape[:2], keys.head_dim_v)
+        p_of, o_of = (x.view(count, -1, *x.shape[1:]).unbind(0) for x in (p, o))
+        for run, v in keys.v.read(self.runs, keys.dtype, self.most):
+            o_of[run.entry].baddbmm_(p_of[run.entry].narrow(2, run.column, run.keys), v)
+        return o
+
+
+def product(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
+    """a (N, rows, D) times b (N, keys, D) transposed, written at the start of ``scratch``."""
+    shape = (*a.shape[:2], b.shape[1])
+    out = scratch[: math.prod(shape)].view(shape)
+    return torch.bmm(a, b.transpose(1, 2), out=out)
 
 
 def _even(first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
@@ -103,24 +223,30 @@ def _even(first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
             yield start, min(start + size, end)
 
 
-def _stretches(
-    pages: list[int], first: int, end: int, least: int
-) -> Iterator[tuple[int, int, bool]]:
-    """The present pages of [first, end): runs of neighbours from ``least`` on (True), the rest."""
-    if pages[first:end] == list(range(pages[first], pages[first] + end - first)):
-        yield first, end, True
-        return
-    page = scattered = first
-    while page < end:
-        stop = page + 1
-        while stop < end and pages[page] >= 0 and pages[stop] == pages[stop - 1] + 1:
-            stop += 1
-        if pages[page] < 0 or stop - page >= least:
-            if scattered < page:
-                yield scattered, page, False
-            if pages[page] >= 0:
-                yield page, stop, True
-            scattered = stop
-        page = stop
-    if scattered < end:
-        yield scattered, end, False
+def _neighbours_end(pages: list[int], index: int, end: int) -> int:
+    """Up to where, at most ``end``, each of the pages from ``index`` on follows the one before."""
+    last = pages[index] + end - 1 - index
+    if pages[end - 1] == last and pages[index:end] == list(range(pages[index], last + 1)):
+        return end
+    index += 1
+    while index < end and pages[index] == pages[index - 1] + 1:
+        index += 1
+    return index
+
+
+def _chunks(runs: list[Run], most: int) -> Iterator[list[Run]]:
+    """The runs in parts of at most ``most`` keys, cut where they are longer."""
+    chunk: list[Run] = []
+    room = most
+    for run in runs:
+        while run.keys:
+            count = min(run.keys, room)
+            chunk.append(run._replace(keys=count))
+            entry, column, page, row, left = run
+            run = Run(entry, column + count, page, row + count, left - count)
+            room -= count
+            if room == 0:
+                yield chunk
+                chunk, room = [], most
+    if chunk:
+        yield chunk

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..philox import kept
 from ..problem import AttentionProblem
+from .key_value import CachedPanel, Panel
 from .sequences import Sequence
 
 
@@ -17,6 +18,7 @@ class Tiling(NamedTuple):
     block_q: int
     scores: int  # the most elements a panel of scores holds, all heads together
     least_keys: int = 256  # but a panel is at least so wide
+    few_rows: int = 16  # sequences of so few queries share a panel with others
 
 
 # On a CPU a panel stays in the last-level cache, and a narrow window wants narrow blocks, which
@@ -78,23 +80,18 @@ def scores(
     problem: AttentionProblem,
     sequence: Sequence,
     q: Tensor,
-    k: Tensor,
+    panel: Panel | CachedPanel,
     row: int,
-    key: int,
     scratch: Tensor,
 ) -> Tensor:
     """The panel of scores (N * Hk, G * rows, keys) in log2 units, hidden keys at -inf."""
-    s = product(q, k, scratch)
+    s = panel.scores(q, scratch)
     if problem.softcap:
+        absent = s.isneginf() if isinstance(panel, CachedPanel) else None
         s.tanh_().mul_(problem.softcap * _LOG2_E)
-    return add_terms(problem, sequence, s, row, key)
-
-
-def product(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
-    """a (N, rows, D) times b (N, keys, D) transposed, written at the start of ``scratch``."""
-    shape = (*a.shape[:2], b.shape[1])
-    out = scratch[: math.prod(shape)].view(shape)
-    return torch.bmm(a, b.transpose(1, 2), out=out)
+        if absent is not None:
+            s.masked_fill_(absent, -torch.inf)
+    return add_terms(problem, sequence, s, row, panel.first)
 
 
 def add_terms(

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..gradients import Gradients
 from ..problem import AttentionInputs, AttentionProblem
 from . import panels
-from .key_value import PlainKeys
+from .key_value import CachedPanel, Panel, PlainKeys
 from .panels import NEGLIGIBLE, Tiling
 from .portable_backward import gradients
 from .sequences import Sequence, compute_dtype, new_outputs, sequences
@@ -56,7 +56,7 @@ def forward_into(
     tiling = panels.tiling(problem)
     batch_step = panels.batch_step(problem, tiling)
     scratch = inputs.q.new_empty(0, dtype=compute_dtype(problem))
-    for sequence in sequences(problem, inputs, out, lse, batch_step):
+    for sequence in sequences(problem, inputs, out, lse, batch_step, tiling.few_rows):
         first, end = sequence.clear_rows(inputs.sinks)
         if first < end and sequence.q.shape[0]:
             attend(problem, sequence, inputs, (first, end), tiling, scratch)
@@ -113,10 +113,10 @@ def attend(
         q = panels.query_block(problem, sequence, (row, row_end), scratch.dtype)
         rows = None
         for panel in keys.panels(key, key_end, block_k):
-            scores = panels.scores(problem, sequence, q, panel.k, row, panel.first, scratch)
+            scores = panels.scores(problem, sequence, q, panel, row, scratch)
             at = row, panel.first
             keep = panels.kept_panel(problem, sequence, inputs.rng_state, scores, *at)
-            rows = _accumulate(rows, scores, panel.v, keep, steep=sequence.slopes is not None)
+            rows = _accumulate(rows, scores, panel, keep, steep=sequence.slopes is not None)
         if rows is None:
             sequence.clear(slice(row, row_end), inputs.sinks)
         else:
@@ -124,7 +124,11 @@ def attend(
 
 
 def _accumulate(
-    rows: _Rows | None, scores: Tensor, v: Tensor, keep: Tensor | None, steep: bool
+    rows: _Rows | None,
+    scores: Tensor,
+    panel: Panel | CachedPanel,
+    keep: Tensor | None,
+    steep: bool,
 ) -> _Rows:
     """Take one panel into the running softmax; ``scores`` is overwritten by its exponentials."""
     # The clamp keeps a row without a visible key finite: exp2(-inf - lowest) is 0, not NaN.
@@ -140,12 +144,12 @@ def _accumulate(
     if keep is not None:
         p.mul_(keep)
     if rows is None:
-        return _Rows(maximum, total, torch.bmm(p, v))
+        return _Rows(maximum, total, panel.values(p, None))
     decay = torch.exp2(rows.maximum - maximum)
     return _Rows(
         maximum,
         total.addcmul_(rows.total, decay),
-        rows.o.mul_(decay).baddbmm_(p, v),
+        panel.values(p, rows.o.mul_(decay)),
     )
 
 

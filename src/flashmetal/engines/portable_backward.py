@@ -20,7 +20,7 @@ from torch import Tensor
 from ..gradients import Gradients
 from ..problem import AttentionInputs, AttentionProblem
 from . import panels
-from .key_value import Panel, PlainKeys
+from .key_value import Panel, PlainKeys, product
 from .sequences import Sequence, compute_dtype, sequences
 
 _LOG2_E = math.log2(math.e)
@@ -180,7 +180,7 @@ class _Walk(NamedTuple):
         problem, sequence, at = self.problem, self.sequence, (block.row, panel.first)
         keys = slice(panel.first, panel.first + panel.k.shape[1])
         p, slope = self._probabilities(block, panel)
-        grad_p = panels.product(block.grad_o, panel.v, self.scratch[1])
+        grad_p = product(block.grad_o, panel.v, self.scratch[1])
         kept, keep = p, panels.kept_panel(problem, sequence, self.rng_state, p, *at)
         if keep is not None:
             factors = keep.to(p.dtype).div_(1.0 - problem.dropout_p)
@@ -200,7 +200,7 @@ class _Walk(NamedTuple):
     def _probabilities(self, block: _Block, panel: Panel) -> tuple[Tensor, Tensor | None]:
         """The panel's probabilities, and the derivative of the softcap where there is one."""
         softcap, slope = self.problem.softcap, None
-        s = panels.product(block.q, panel.k, self.scratch[0])
+        s = product(block.q, panel.k, self.scratch[0])
         if softcap:
             s.tanh_()
             slope = (1.0 - s.square()) if set(self.wanted) & {"q", "k"} else None

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionInputs, AttentionProblem
-from .key_value import CachedKeys
+from .key_value import CachedKeys, CachedSequence, Stored
+
+# A group of sequences may have so many columns that are empty, however few its keys.
+_FREE_COLUMNS = 4096
 
 
 class Band(NamedTuple):
@@ -72,7 +75,8 @@ class Sequence(NamedTuple):
     """N batch entries of one length: views of the inputs, and of the outputs to write.
 
     q (N, Sq, Hq, D), k (N, Sk, Hk, D), v (N, Sk, Hk, Dv), bias (N|1, Hq|1, Sq|1, Sk) or None,
-    slopes (N|1, Hq) or None, out (N, Sq, Hq, Dv), lse (N, Hq, Sq).
+    slopes (N|1, Hq) or None, out (N, Sq, Hq, Dv), lse (N, Hq, Sq). Those in a ``cache`` may differ
+    in length: ``seqlen_k`` is the longest, and all end together.
     """
 
     q: Tensor
@@ -127,11 +131,18 @@ def new_outputs(
 
 
 def sequences(
-    problem: AttentionProblem, inputs: AttentionInputs, out: Tensor, lse: Tensor, batch_step: int
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    out: Tensor,
+    lse: Tensor,
+    batch_step: int,
+    most_rows: int = 0,
 ) -> Iterator[Sequence]:
     """The call, ``batch_step`` batch entries at a time where they have one length, else singly.
 
-    Lengths that live on a device are read once, which waits for it.
+    Neighbouring entries of one length of at most ``most_rows`` queries go together whatever their
+    lengths of keys, as the decodes of many requests. Lengths that live on a device are read once,
+    which waits for it.
     """
     if problem.layout == "dense" and not (
         problem.seqused_k or problem.leftpad_k or _cached(problem)
@@ -139,30 +150,90 @@ def sequences(
         for b in range(0, problem.batch, batch_step):
             entries = slice(b, b + batch_step)
             rows = inputs.q[entries], out[entries], lse[entries]
-            yield _sequence(problem, inputs, entries, rows, _Keys(0, problem.seqlen_k))
+            k, v = (x[entries] for x in (inputs.k, inputs.v))
+            yield _sequence(problem, inputs, entries, rows, _Keys(k, v, 0, problem.seqlen_k))
         return
     starts_q = None if inputs.cu_seqlens_q is None else _integers(inputs.cu_seqlens_q)
-    for b, keys in enumerate(_keys(problem, inputs)):
-        entry = slice(b, b + 1)
+    counts = [problem.seqlen_q] * problem.batch
+    if starts_q is not None:
+        counts = [end - start for start, end in pairwise(starts_q)]
+    if problem.dropout_p or inputs.bias is not None:
+        most_rows = 0  # a column of theirs is not the same key in every sequence
+    found = _cached_sequences(problem, inputs)
+    stored = _Store.of(problem, inputs)
+    for first, end in _groups(counts, [x.length for x in found], most_rows):
+        entries = slice(first, end)
         if starts_q is None:
-            rows = inputs.q[entry], out[entry], lse[entry]
+            rows = inputs.q[entries], out[entries], lse[entries]
         else:
-            own = slice(starts_q[b], starts_q[b + 1])
-            rows = inputs.q[None, own], out[None, own], lse[None, :, own]
-        yield _sequence(problem, inputs, entry, rows, keys)
+            own, form = slice(starts_q[first], starts_q[end]), (end - first, counts[first])
+            rows = (
+                inputs.q[own].view(*form, *inputs.q.shape[1:]),
+                out[own].view(*form, *out.shape[1:]),
+                lse[:, own].view(lse.shape[0], *form).transpose(0, 1),
+            )
+        together = counts[first] <= most_rows
+        yield _sequence(problem, inputs, entries, rows, stored.keys(found[entries], together))
+
+
+def _groups(counts: list[int], lengths: list[int], most_rows: int) -> Iterator[tuple[int, int]]:
+    """Entries [first, end) that go together, so that at most half their columns are empty."""
+    first = 0
+    while first < len(counts):
+        end, columns, total = first + 1, lengths[first], lengths[first]
+        while end < len(counts) and counts[end] == counts[first] <= most_rows:
+            columns, total = max(columns, lengths[end]), total + lengths[end]
+            if (end + 1 - first) * columns > 2 * total + _FREE_COLUMNS:
+                break
+            end += 1
+        yield first, end
+        first = end
 
 
 class _Keys(NamedTuple):
-    """The rows [first, end) of a sequence's keys, in k from ``start`` on or in ``pages``."""
+    """The keys of a sequence from position ``first`` on: k and v (N, keys, Hk, ...), or a cache."""
 
+    k: Tensor
+    v: Tensor
     first: int
-    end: int
-    start: int = 0
-    pages: list[int] | None = None
+    length: int
+    cache: CachedKeys | None = None
 
 
-def _keys(problem: AttentionProblem, inputs: AttentionInputs) -> Iterator[_Keys]:
-    """The keys of each batch entry."""
+class _Store(NamedTuple):
+    """All the keys of a call as those of a cache: (pages, rows of a page, Hk, ...)."""
+
+    k: Stored
+    v: Stored
+    page_size: int
+    joined: bool
+    head_dim_v: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, problem: AttentionProblem, inputs: AttentionInputs) -> _Store:
+        """Outside of pages a batch entry's rows are a page, and all packed rows are one."""
+        k, v = Stored(inputs.k, inputs.k_scale), Stored(inputs.v, inputs.v_scale)
+        if problem.layout == "varlen" and not problem.page_size:
+            k, v = k.as_page(), v.as_page()
+        joined_k, joined_v, size = k.joined(), v.joined(), k.codes.shape[1]
+        rest = problem.head_dim_v, compute_dtype(problem)
+        if joined_k is None or joined_v is None:
+            return cls(k, v, size, False, *rest)
+        return cls(joined_k, joined_v, size, True, *rest)
+
+    def keys(self, sequences: list[CachedSequence], together: bool) -> _Keys:
+        """The keys of these sequences, in a cache if need be or if they shall go ``together``."""
+        columns = max(x.length for x in sequences)
+        cache = CachedKeys(sequences=sequences, columns=columns, **self._asdict())
+        plain = None if together else cache.plain()
+        if plain is not None:
+            return _Keys(*plain, sequences[0].first, columns)
+        return _Keys(self.k.codes, self.v.codes, sequences[0].first, columns, cache)
+
+
+def _cached_sequences(problem: AttentionProblem, inputs: AttentionInputs) -> list[CachedSequence]:
+    """Where the keys of each batch entry lie, see :class:`_Store`."""
     ends = [problem.seqlen_k] * problem.batch
     starts = [0] * problem.batch
     if inputs.cu_seqlens_k is not None:
@@ -171,11 +242,17 @@ def _keys(problem: AttentionProblem, inputs: AttentionInputs) -> Iterator[_Keys]
     if inputs.seqused_k is not None:
         ends = _integers(inputs.seqused_k)
     firsts = [0] * problem.batch if inputs.leftpad_k is None else _integers(inputs.leftpad_k)
-    table = inputs.block_table
-    rows = None if table is None else cast("list[list[int]]", table.tolist())
-    for b in range(problem.batch):
-        pages = None if rows is None else rows[b]
-        yield _Keys(min(firsts[b], ends[b]), ends[b], starts[b], pages)
+    if inputs.block_table is not None:
+        tables = cast("list[list[int]]", inputs.block_table.tolist())
+    elif problem.layout == "dense":
+        tables = [[b] for b in range(problem.batch)]
+    else:
+        tables = [[0]] * problem.batch
+    found: list[CachedSequence] = []
+    for table, start, first, end in zip(tables, starts, firsts, ends, strict=False):
+        first = min(first, end)
+        found.append(CachedSequence(table, start + first, end - first, first))
+    return found
 
 
 def _sequence(
@@ -187,47 +264,22 @@ def _sequence(
 ) -> Sequence:
     """The sequence of these batch entries, ``rows`` their (q, out, lse)."""
     q, out, lse = rows
-    seqlen_q, seqlen_k = q.shape[1], keys.end - keys.first
-    k, v, cache = inputs.k, inputs.v, None
-    if _cached(problem):
-        cache = _cached_keys(problem, inputs, entries, keys)
-        plain = cache.plain(seqlen_k)
-        if plain is not None:
-            (k, v), cache = plain, None
-    elif problem.layout == "dense":
-        k, v = (x[entries, keys.first : keys.end] for x in (k, v))
-    else:
-        k, v = (x[None, keys.start + keys.first : keys.start + keys.end] for x in (k, v))
+    seqlen_q, seqlen_k = q.shape[1], keys.length
     bias = inputs.bias
     if bias is not None:
-        bias = bias[..., :seqlen_q, keys.first : keys.end]
+        bias = bias[..., :seqlen_q, keys.first : keys.first + seqlen_k]
         bias = bias if bias.shape[0] == 1 else bias[entries]
     slopes = inputs.alibi_slopes
     if slopes is not None:
         slopes = slopes[None] if slopes.ndim == 1 else slopes[entries]
     band = Band(seqlen_k - seqlen_q, problem.window_left, problem.window_right)
-    return Sequence(q, k, v, bias, slopes, out, lse, band, seqlen_k, cache, entries.start)
+    at = entries.start
+    return Sequence(q, keys.k, keys.v, bias, slopes, out, lse, band, seqlen_k, keys.cache, at)
 
 
 def _cached(problem: AttentionProblem) -> bool:
     """Whether the keys are not rows of k to be multiplied as they are."""
     return bool(problem.page_size) or (problem.k_format, problem.v_format) != ("dense", "dense")
-
-
-def _cached_keys(
-    problem: AttentionProblem, inputs: AttentionInputs, entries: slice, keys: _Keys
-) -> CachedKeys:
-    caches = inputs.k, inputs.v, inputs.k_scale, inputs.v_scale
-    pages = keys.pages
-    if pages is None:
-        # Sequences outside of pages lie in a single long one.
-        pages, own = [0], entries if problem.layout == "dense" else None
-        caches = [None if x is None else x[own] for x in caches]
-    k, v, k_scale, v_scale = caches
-    assert k is not None
-    assert v is not None
-    skipped = keys.start + keys.first
-    return CachedKeys(k, v, k_scale, v_scale, pages, skipped, compute_dtype(problem))
 
 
 def _integers(x: Tensor) -> list[int]:

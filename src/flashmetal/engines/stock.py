@@ -85,11 +85,11 @@ def forward(
         return o.transpose(1, 2).to(problem.dtype).contiguous(), lse.to(torch.float32)
     out, lse = new_outputs(problem, inputs, out)
     scratch = inputs.q.new_empty(0, dtype=compute_dtype(problem))
-    for sequence in sequences(problem, inputs, out, lse, max(1, problem.batch)):
+    tiling = panels.tiling(problem)
+    for sequence in sequences(problem, inputs, out, lse, max(1, problem.batch), tiling.few_rows):
         first, end = sequence.clear_rows(inputs.sinks)
         if first < end and sequence.cache is not None:
-            # Scattered pages, or missing ones: a panel at a time.
-            tiling = panels.tiling(problem)
+            # Few queries each of many sequences, scattered pages, or missing ones.
             portable.attend(problem, sequence, inputs, (first, end), tiling, scratch)
         elif first < end and sequence.q.shape[0]:
             q = sequence.q[:, first:]

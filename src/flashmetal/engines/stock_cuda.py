@@ -2,8 +2,9 @@
 
 ``aten::_flash_attention_forward`` is FlashAttention-2 as torch builds it, or FlashAttention 3 or 4
 where ``torch.nn.attention.activate_flash_attention_impl`` has put an installed one in its place.
-Its alignment and windows are the contract's. It gives rows without a visible key lse +inf, knows no
-sinks, and sums the gradient of q in any order unless torch is told to be deterministic.
+Its masks are the contract's. It reads 16 bytes at once wherever a tensor lies, gives rows without a
+visible key lse +inf, knows no sinks, and sums the gradient of q in any order unless torch is told
+to be deterministic.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .sequences import new_outputs
 _DTYPES = (torch.float16, torch.bfloat16)
 _LARGEST = 256
 _MULTIPLE = 8  # of the head dimension
+_LOAD = 16  # bytes
 _LEAST_CAPABILITY = (8, 0)
 _deterministic: Any = deterministic  # its flag is a property of the module
 
@@ -46,6 +48,10 @@ def refuse(problem: AttentionProblem) -> str | None:
         (
             head_dim != problem.head_dim_v or head_dim > _LARGEST or head_dim % _MULTIPLE != 0,
             f"torch's flash attention needs one head dim, a multiple of {_MULTIPLE} to {_LARGEST}",
+        ),
+        (
+            0 < problem.seqlen_k <= problem.window_right,
+            "torch's flash attention takes a right bound of Sk keys or more for none",
         ),
         (
             torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY,
@@ -103,19 +109,17 @@ def backward(
     made = dict(zip("qkv", (torch.zeros_like(x) for x in inputs[:3]), strict=True))
     if not _is_empty(inputs):
         call = _Call.of(problem, inputs)
-        tensors = [grad_o.contiguous(), *call.tensors, o]
+        tensors = [_aligned(grad_o), *call.tensors, _aligned(o)]
         if grad_lse is not None:
             tensors = _with_grad_lse(tensors, grad_lse)
         # Rows that saw nothing have no probability under this sign of infinity.
         given = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
         state = torch.zeros(2, dtype=torch.uint64, device=o.device)
-        starts = [o.new_empty(0, dtype=torch.int32) if x is None else x for x in call.lengths[:2]]
         with _in_one_order():
             found = torch.ops.aten._flash_attention_backward(
                 *tensors,
                 given,
-                *starts,
-                *call.lengths[2:],
+                *call.lengths,
                 0.0,
                 call.causal,
                 state,
@@ -143,7 +147,7 @@ class _Call(NamedTuple):
 
     @classmethod
     def of(cls, problem: AttentionProblem, inputs: AttentionInputs) -> _Call:
-        q, k, v = inputs[:3]
+        q, k, v = map(_aligned, inputs[:3])
         rows, starts_q, starts_k = None, inputs.cu_seqlens_q, inputs.cu_seqlens_k
         if inputs.seqused_k is not None and problem.layout == "dense":
             # Only packed calls have keys that are not in use.
@@ -166,6 +170,14 @@ class _Call(NamedTuple):
             o = o.view(batch, seqlen, *o.shape[1:])
             lse = lse.view(-1, batch, seqlen).transpose(0, 1)
         return o.contiguous(), lse
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """``x``, or a copy whose rows lie where the kernels' loads of 16 bytes can read them."""
+    steps = [stride * x.element_size() for stride in x.stride()[:-1]]
+    if x.stride(-1) == 1 and not any(step % _LOAD for step in (x.data_ptr(), *steps)):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _is_empty(inputs: AttentionInputs) -> bool:

@@ -27,6 +27,8 @@ _TINY_FLOP = 1 << 26
 # A decode step is bound by reading k and v: below so many elements of k the host is.
 _DECODE_ROWS = 8
 _DECODE_ELEMENTS = 1 << 19
+# Random numbers that depend on the position cost a CPU as much again as the rest of the call.
+_CPU_DROPOUT_BYTES = 1 << 30
 _INDEXABLE_SCORES = 1 << 32
 # Head dimensions of torch's Metal kernels: one to eight queries, and more.
 _VECTOR_HEAD_DIMS = (64, 96, 128, 256)
@@ -113,8 +115,11 @@ def decide(call: Call, software: Software) -> Verdict:
         return Verdict(False, "size", "too small to be worth more host time than PyTorch's")
     reason = _refuse_fused(call, sizes, software)
     if reason is not None:
-        scores = sizes.scores * call.dtypes[0].itemsize / 2**20
-        return Verdict(True, "memory", f"PyTorch would form {scores:.0f} MiB of scores: {reason}")
+        size = sizes.scores * call.dtypes[0].itemsize
+        formed = f"PyTorch would form {size / 2**20:.0f} MiB of scores: {reason}"
+        if call.device == "cpu" and call.dropout_p and size < _CPU_DROPOUT_BYTES:
+            return Verdict(False, "speed", f"{formed}; on a CPU that is the faster way")
+        return Verdict(True, "memory", formed)
     groups = sizes.heads // sizes.heads_k
     if groups > 1 and sizes.is_decode and read >= _DECODE_ELEMENTS:
         return Verdict(
@@ -183,28 +188,30 @@ def _sizes(call: Call) -> _Sizes:
 def _known_wrong(call: Call, sizes: _Sizes, software: Software) -> str | None:
     """Why PyTorch's answer on MPS is known to be wrong, with the issue that says so, or None."""
     version = software.torch
+    # With these PyTorch composes plain operations, which its MPS kernels' faults do not touch.
+    composed = call.needs_grad or call.dropout_p > 0.0
     fused = _refuse_fused(call, sizes, software) is None
     half = call.dtypes[0] in (torch.float16, torch.bfloat16)
-    vector = sizes.is_decode and not (call.needs_grad or call.dropout_p)
+    vector = sizes.is_decode and sizes.head_dim in _VECTOR_HEAD_DIMS
     cases = (
         (
             not fused and sizes.scores > _INDEXABLE_SCORES,
             "more than 2^32 scores come out wrong (#179352, #197636)",
         ),
         (
-            version < (2, 12) and sizes.head_dim != sizes.head_dim_v,
+            version < (2, 12) and not composed and sizes.head_dim != sizes.head_dim_v,
             "before torch 2.12 a value of another head dimension gives a corrupt output (#176767)",
         ),
         (
-            version < (2, 13) and call.mask is not None,
+            version < (2, 13) and not composed and call.mask is not None,
             "before torch 2.13 a row that attn_mask hides comes out as NaN (#156707, #167515)",
         ),
         (
-            (2, 8) <= version < (2, 11) and vector and sizes.head_dim in _VECTOR_HEAD_DIMS,
+            (2, 8) <= version < (2, 11) and not composed and vector,
             "the decode kernels of torch 2.8 to 2.10 read out of bounds (#163597, #174861)",
         ),
         (
-            version < (2, 10) and not fused and half,
+            version < (2, 10) and not composed and not fused and half,
             "before torch 2.10 the scores overflow their half type (#160841)",
         ),
         (

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .address_space_twins import erase_twins
 from .emitter import ColumnMap, emit
 from .function_constants import FunctionConstants
 from .preprocessor import Preprocessed, Preprocessor
@@ -44,7 +45,8 @@ def translate(
     preprocessor = Preprocessor(include_dirs, system_dirs)
     with quoted_errors(preprocessor):
         preprocessed = preprocessor.run(source)
-        rewriter = Rewriter(preprocessed.tokens, FunctionConstants(function_constants or {}))
+        tokens = erase_twins(preprocessed.tokens)
+        rewriter = Rewriter(tokens, FunctionConstants(function_constants or {}))
         rewriter.run()
         _check_names(rewriter.kernels)
     entries = "".join(_entry(number, kernel) for number, kernel in enumerate(rewriter.kernels))

@@ -16,7 +16,7 @@ from .syntax import (
     split_attributes,
     split_commas,
 )
-from .tokens import IDENTIFIER, Token, error_at, spell
+from .tokens import IDENTIFIER, PUNCTUATOR, Token, error_at, spell
 
 MAX_BUFFERS = 31
 MAX_THREADS = 1024
@@ -34,7 +34,9 @@ _FUNCTION_ATTRIBUTES = frozenset(
     {"kernel", "host_name", "max_total_threads_per_threadgroup", "required_threads_per_threadgroup"}
 )
 _PLAIN_ATTRIBUTES = frozenset(
-    {"id", "flatten", "unused", "visible_to_linker"} | BUILTIN_VALUES | _FUNCTION_ATTRIBUTES
+    {"id", "flatten", "unused", "visible_to_linker", "buffer", "threadgroup"}
+    | BUILTIN_VALUES
+    | _FUNCTION_ATTRIBUTES
 )
 _CPP_ATTRIBUTES = frozenset(
     {"maybe_unused", "nodiscard", "fallthrough", "likely", "unlikely", "deprecated"}
@@ -65,6 +67,8 @@ def parameter_list(tokens: list[Token]) -> int | None:
             if before not in ("decltype", "__attribute__", "alignas", "_Pragma"):
                 return at
             at = closing(tokens, at)
+        elif text == "[":
+            at = closing(tokens, at)
         elif text == "<":
             at = closing_angle(tokens, at) or at
         at += 1
@@ -72,10 +76,13 @@ def parameter_list(tokens: list[Token]) -> int | None:
 
 
 def read_signature(
-    tokens: list[Token], attributes: list[Attribute], scope: tuple[str, ...], is_template: bool
+    tokens: list[Token],
+    attributes: list[Attribute],
+    scope: tuple[str, ...],
+    template: list[Token],
 ) -> Signature:
     """The kernel declared by `tokens`, which end at its body; `attributes` are those in front of
-    its name."""
+    its name, `template` what stands in front of a template."""
     opening = parameter_list(tokens)
     name = tokens[opening - 1] if opening else None
     if opening is None or name is None or name.kind != IDENTIFIER:
@@ -83,19 +90,42 @@ def read_signature(
     if all(token.text != "void" for token in tokens[:opening]):
         raise error_at(name, f"kernel '{name.text}' must return void")
     parameters = split_commas(tokens[opening + 1 : closing(tokens, opening)])
-    return Signature(name, scope, _arguments(parameters), is_template, _max_threads(attributes))
+    limits = [
+        tuple(attribute.arguments)
+        for attribute in attributes
+        if attribute.name == "max_total_threads_per_threadgroup"
+    ]
+    return Signature(
+        name, scope, _arguments(parameters), tuple(template), limits[0] if limits else ()
+    )
 
 
-def _max_threads(attributes: list[Attribute]) -> int:
-    for attribute in attributes:
-        if attribute.name == "max_total_threads_per_threadgroup":
-            tokens = attribute.arguments
-            # An expression of template parameters is the C++ compiler's to evaluate, so it is no
-            # limit here.
-            if any(token.kind == IDENTIFIER for token in tokens):
-                return MAX_THREADS
-            return min(MAX_THREADS, Condition(tokens, attribute.where).value())
-    return MAX_THREADS
+def _max_threads(signature: Signature, arguments: list[list[Token]]) -> int:
+    """The limit of an instantiation with these template arguments. Constants of the program are the
+    C++ compiler's to evaluate, so an expression with any of them is no limit here."""
+    values = _template_values(signature.template, arguments)
+    tokens = list[Token]()
+    for token in signature.limit:
+        tokens += values.get(token.text, [token])
+    if not tokens or any(token.kind == IDENTIFIER for token in tokens):
+        return MAX_THREADS
+    return min(MAX_THREADS, Condition(tokens, tokens[0]).value())
+
+
+def _template_values(
+    template: tuple[Token, ...], arguments: list[list[Token]]
+) -> dict[str, list[Token]]:
+    """What the parameters of a template stand for, each in parentheses."""
+    values = dict[str, list[Token]]()
+    for number, parameter in enumerate(split_commas(list(template[2:-1]))):
+        words = [token.text for token in parameter]
+        end = words.index("=") if "=" in words else len(words)
+        value = arguments[number] if number < len(arguments) else parameter[end + 1 :]
+        if value and end:
+            around = value[0]._replace(kind=PUNCTUATOR)
+            opening, closing_one = around._replace(text="("), around._replace(text=")")
+            values[words[end - 1]] = [opening, *value, closing_one]
+    return values
 
 
 def _arguments(parameters: list[list[Token]]) -> tuple[Argument, ...]:
@@ -132,7 +162,7 @@ def _arguments(parameters: list[list[Token]]) -> tuple[Argument, ...]:
 def _is_read_only(declaration: list[Token]) -> bool:
     """Whether what the parameter points to is const: the word stands before the first * or &."""
     words = [token.text for token in declaration]
-    end = min((words.index(mark) for mark in ("*", "&") if mark in words), default=len(words))
+    end = min((words.index(mark) for mark in ("*", "&", "[") if mark in words), default=len(words))
     return "const" in words[:end] or "constant" in words[:end]
 
 
@@ -169,8 +199,10 @@ def _builtin(attributes: list[Attribute]) -> str:
 def _check_buffer_parameter(declaration: list[Token], attributes: list[Attribute]) -> None:
     if not declaration:
         raise error_at(attributes[0].where, "expected a parameter")
-    if not any(token.text in ("*", "&") for token in declaration):
-        name = declaration[-1]
+    name = declaration[-1]
+    if name.text == "]":  # an array, which is a pointer to its elements
+        name = declaration[[token.text for token in declaration].index("[") - 1]
+    elif not any(token.text in ("*", "&") for token in declaration):
         raise error_at(
             name,
             f"kernel parameter '{name.text}' is neither a pointer or reference nor has the "
@@ -178,7 +210,6 @@ def _check_buffer_parameter(declaration: list[Token], attributes: list[Attribute
             "built-in value",
         )
     if not any(token.text in ("device", "constant") for token in declaration):
-        name = declaration[-1]
         raise error_at(
             name, f"kernel parameter '{name.text}' must be in the device or constant address space"
         )
@@ -207,9 +238,10 @@ def read_instantiation(
     for attribute in attributes:
         if attribute.name == "host_name":
             name = join_strings(attribute.arguments)
-    return Kernel(
-        name or expression, expression, where, scope, signature.arguments, signature.max_threads
-    )
+    opening = next((at for at in range(start, end) if tokens[at].text == "<"), end)
+    arguments = split_commas(tokens[opening + 1 : end - 1])
+    max_threads = _max_threads(signature, arguments)
+    return Kernel(name or expression, expression, where, scope, signature.arguments, max_threads)
 
 
 def _start_of_name(tokens: list[Token], end: int) -> int:

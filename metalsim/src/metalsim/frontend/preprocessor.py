@@ -34,6 +34,7 @@ _TENSOR_HEADERS = {
 }
 """What every other program does without: these headers are long."""
 _TENSOR_VERSION = 400
+_INTERNALS = "metalsim/internals.h"
 _DROPPED_PRAGMAS = frozenset({"mark", "region", "endregion", "message"})
 
 
@@ -94,6 +95,8 @@ class Preprocessor:
     def run(self, text: str) -> Preprocessed:
         """Preprocess a program given as a string."""
         self._file(text, PROGRAM_SOURCE, None)
+        if any(token.text.startswith("__metal_") for token in self._output):
+            self._headers.add(_INTERNALS)
         included = len(self.files) > 1
         headers = frozenset(self._headers)
         return Preprocessed(self._output, self.files, self.segments, included, headers)

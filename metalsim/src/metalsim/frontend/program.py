@@ -35,8 +35,10 @@ class Signature(NamedTuple):
     scope: tuple[str, ...]
     """The namespaces around it."""
     arguments: tuple[Argument, ...]
-    is_template: bool
-    max_threads: int
+    template: tuple[Token, ...]
+    """`template <...>`, or nothing."""
+    limit: tuple[Token, ...]
+    """The expression of max_total_threads_per_threadgroup, or nothing."""
 
 
 class Kernel(NamedTuple):

@@ -14,7 +14,13 @@ from .function_constants import FunctionConstants
 from .kernels import check_attribute, parameter_list, read_instantiation, read_signature
 from .private_arrays import rewrite_private_arrays
 from .program import Kernel, Signature
-from .syntax import closing, closing_angle, is_attribute, read_attributes, split_attributes
+from .syntax import (
+    closing_angle,
+    is_attribute,
+    outer_texts,
+    read_attributes,
+    split_attributes,
+)
 from .threadgroup_variables import rewrite_threadgroup_variables
 from .tokens import IDENTIFIER, NUMBER, Token, error_at
 from .words import (
@@ -117,11 +123,14 @@ class Rewriter:
     def _open_inside(self, head: list[Token], kind: str, depth: int) -> _Scope:
         """A brace in a function: a block, a type or an initializer."""
         _refuse_type_of_variable(head)
-        outer = _outer_texts(head)
+        if depth:
+            self._copy(head)
+            return _Scope(kind, (), depth)
+        outer = outer_texts(head)
         if "(" not in outer and "=" not in outer and _TYPE_KEYWORDS & set(outer[:1]):
             self._copy(head)
             return _Scope("type", (), depth)
-        declares = () if depth else self._declare_arrays(head, True)
+        declares = self._declare_arrays(head, True)
         if declares is None:
             self._copy(head)
         return _Scope(kind, (), depth, declares or ())
@@ -144,7 +153,7 @@ class Rewriter:
         return () if declaration is None else declaration.type_tokens
 
     def _open_declaration(self, head: list[Token], depth: int) -> _Scope:
-        outer = _outer_texts(head)
+        outer = outer_texts(head)
         if "namespace" in outer:
             self._copy(head)
             names = head[[token.text for token in head].index("namespace") + 1 :]
@@ -181,8 +190,8 @@ class Rewriter:
         if kind == "namespace" and statement and not self._goes_on:
             if self._special_declaration(statement):
                 return
-            self._check_program_variable(statement, _outer_texts(statement))
-        elif kind == "type" and _is_constant_of_type(_outer_texts(statement)):
+            self._check_program_variable(statement, outer_texts(statement))
+        elif kind == "type" and _is_constant_of_type(outer_texts(statement)):
             self.output.append(statement[0]._replace(text="constexpr"))
         self._goes_on = False
         self._copy(statement)
@@ -219,10 +228,12 @@ class Rewriter:
         start = 0
         while before[start].text == "template":
             start = (closing_angle(before, start + 1) or start + 1) + 1
-        signature = read_signature([*before[start:], *after], attributes, self._names(), start > 0)
+        signature = read_signature(
+            [*before[start:], *after], attributes, self._names(), before[:start]
+        )
         self._signatures[signature.name.text] = signature
         self._variables = 0
-        if not signature.is_template:
+        if not signature.template:
             name = [signature.name]
             plain = read_instantiation(name, attributes, signature.scope, self._signatures)
             self.kernels.append(plain)
@@ -327,23 +338,3 @@ def _refuse_type_of_variable(head: list[Token]) -> None:
 
 def _is_kernel(tokens: list[Token]) -> bool:
     return any(token.text == "kernel" for token in tokens)
-
-
-def _outer_texts(tokens: list[Token]) -> list[str]:
-    """The words outside brackets, attributes and template lists; "(" stands for a whole
-    parenthesis."""
-    texts, at = list[str](), 0
-    while at < len(tokens):
-        text = tokens[at].text
-        if text == "(":
-            if texts[-1:] not in (["alignas"], ["__attribute__"], ["decltype"], ["_Pragma"]):
-                texts.append(text)
-            at = closing(tokens, at)
-        elif text == "[":
-            at = closing(tokens, at)
-        elif text == "<" and (end := closing_angle(tokens, at)) is not None:
-            at = end
-        else:
-            texts.append(text)
-        at += 1
-    return texts

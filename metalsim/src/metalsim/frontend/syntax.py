@@ -160,6 +160,26 @@ def skip_type_name(tokens: list[Token], at: int) -> int:
     return at
 
 
+def outer_texts(tokens: list[Token]) -> list[str]:
+    """The words outside brackets, attributes and template lists; "(" stands for a whole
+    parenthesis."""
+    texts, at = list[str](), 0
+    while at < len(tokens):
+        text = tokens[at].text
+        if text == "(":
+            if texts[-1:] not in (["alignas"], ["__attribute__"], ["decltype"], ["_Pragma"]):
+                texts.append(text)
+            at = closing(tokens, at)
+        elif text == "[":
+            at = closing(tokens, at)
+        elif text == "<" and (end := closing_angle(tokens, at)) is not None:
+            at = end
+        else:
+            texts.append(text)
+        at += 1
+    return texts
+
+
 def join_strings(tokens: list[Token]) -> str:
     """Adjacent string literals as the one string they mean."""
     for token in tokens:

@@ -43,6 +43,9 @@ def needs_const(tokens: list[Token], at: int) -> bool:
     """Whether the `constant` at `at` must become `const` too: no const or constexpr in the same
     specifiers."""
     before = at - 1
+    words = [token.text for token in tokens[max(before, 0) : at + 2]]
+    if words[:1] == [")"] and words[-1] == ":":  # a constructor's own address space
+        return False
     while before >= 0 and tokens[before].text in _FIRST_SPECIFIERS:
         before -= 1
     if before >= 0 and tokens[before].text in ("const", "constexpr"):

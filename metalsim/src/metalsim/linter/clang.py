@@ -8,14 +8,16 @@ and Metal does not is listed in _ARTIFACTS.
 
 from __future__ import annotations
 
+import functools
 import re
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..compiler import Compiler
+from ..compiler import clang_drivers
 from ..diagnostics import Message, in_user_source, read_messages, to_user_column
 from ..frontend import Kernel, Preprocessed, Translation, assemble
 from ..frontend.tokens import Token
@@ -24,7 +26,7 @@ from .constructors import call_constructors
 from .findings import LintFinding
 
 _FLAGS = (
-    *("-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-ffreestanding"),
+    *("-x", "clcpp", "-cl-std=CLC++2021", "-cl-no-stdinc", "-nostdinc"),
     *("-Xclang", "-cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space"),
     *("-Xclang", "-fnative-half-type", "-Xclang", "-fnative-half-arguments-and-returns"),
     *("-w", "-fno-caret-diagnostics", "-fno-color-diagnostics", "-ferror-limit=0"),
@@ -34,19 +36,24 @@ _FLAGS = (
 )
 _ARTIFACTS = (
     # A temporary has no address space for clang; for Metal it is in thread.
-    re.compile(r"cannot bind reference in default address space to object"),
-    re.compile(r"'this' object is in default address space"),
-    re.compile(r"cannot initialize object parameter .* with an expression of type '(?!.*__)"),
-    re.compile(r"binding reference .* to value of type '(?!.*__).*' changes address space"),
-    re.compile(r"could not match '(const )?__private .*' against '(?!.*__)"),
-    re.compile(r"that would make '(const )?__private .*' equal '(?!.*__)"),
-    re.compile(r"incompatible operand types \('(?!.*__.*' and).*'__private"),
-    re.compile(r"incompatible operand types \('__private .* and '(?!.*__)"),
+    r"cannot bind reference in default address space to object",
+    r"'this' object is in default address space",
+    r"cannot be used to construct an object in address space unqualified",
+    r"cannot initialize object parameter .* with an expression of type '(?!.*__)",
+    r"binding reference .* to value of type '(?!.*__).*' changes address space",
+    r"could not match '(const )?__private .*' against '(?!.*__)",
+    r"that would make '(const )?__private .*' equal '(?!.*__)",
+    r"incompatible operand types \('(?!.*__.*' and).*'(const )?__private",
+    r"incompatible operand types \('(const )?__private .* and '(?!.*__)",
+    r"field may not be qualified with an address space(.|\n)*[<,] ?(const )?__private ",
     # For the same reason none of the overloads for all address spaces is the best.
-    re.compile(r"(overloaded operator|call to member function) .* is ambiguous"),
+    r"(overloaded operator|call to member function) .* is ambiguous",
     # Implicit copies cannot read __constant.
-    re.compile(r"implicit (copy|move) .*reference in address space '__constant'"),
+    r"implicit (copy|move) .*reference in address space '__constant'",
+    # The compiler's vectors take no list of fewer elements.
+    r"too few elements in vector initialization",
 )
+_ARTIFACT = re.compile("|".join(_ARTIFACTS))
 _WORDS = (
     (re.compile(r" \(aka '[^']*'\)"), ""),
     (re.compile(r"([*&\]])\s*__private"), r"\1"),
@@ -104,14 +111,39 @@ class Compiled(NamedTuple):
     messages: list[Message]
 
 
-def run_clang(compiler: Compiler, code: str) -> Compiled:
-    """Compile a unit that `translate_for_clang` made."""
+def find_clang() -> tuple[str, ...] | None:
+    """The command of a clang with an OpenCL C++ front end; None where there is none."""
+    return next(filter(_takes_opencl, clang_drivers()), None)
+
+
+@functools.lru_cache(maxsize=8)
+def _takes_opencl(command: tuple[str, ...]) -> bool:
     with tempfile.TemporaryDirectory(prefix="metalsim-lint-") as folder:
-        path = Path(folder) / "program.clcpp"
-        path.write_text(code, encoding="ascii")
-        command = [*compiler.command, *_FLAGS, path.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    return Compiled(done.stdout, read_messages(done.stderr))
+        return _run(command, "#include <metalsim/shim.h>\n", folder).returncode == 0
+
+
+def run_clang(command: tuple[str, ...], code: str) -> Compiled:
+    """Compile a unit that `translate_for_clang` made.
+
+    Raises RuntimeError where clang fails for another reason than the program.
+    """
+    with tempfile.TemporaryDirectory(prefix="metalsim-lint-") as folder:
+        done = _run(command, code, folder)
+    messages = read_messages(done.stderr)
+    if done.returncode and not messages:
+        raise RuntimeError(f"lint: {shlex.join(command)} failed:\n{done.stderr}")
+    return Compiled(done.stdout, messages)
+
+
+def _run(command: tuple[str, ...], code: str, folder: str) -> subprocess.CompletedProcess[str]:
+    Path(folder, "program.clcpp").write_text(code, encoding="ascii")
+    return subprocess.run(
+        [*command, *_FLAGS, "program.clcpp"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+    )
 
 
 def check_types(messages: list[Message], translation: Translation) -> Iterator[LintFinding]:
@@ -121,7 +153,7 @@ def check_types(messages: list[Message], translation: Translation) -> Iterator[L
         if not message.kind.endswith("error"):
             continue
         texts = _texts(messages, at)
-        if any(artifact.search(text) for text in texts for artifact in _ARTIFACTS):
+        if _ARTIFACT.search("\n".join(texts)):
             continue
         placed = in_user_source(messages, at, sources)
         if placed is None:

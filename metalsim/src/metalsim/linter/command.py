@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from ..compiler import find_clang
 from ..errors import PROGRAM_SOURCE
 from ..quoted_lines import quote_errors
+from .clang import find_clang
 from .findings import RULES, LintFinding
 from .run import NEEDS_CLANG, VERSIONS, lint
 

@@ -43,7 +43,8 @@ def _construct_template(tokens: list[Token], at: int, output: list[Token]) -> No
     if end is None:
         return
     name = "metalsim_vector" if tokens[at + 2].text == "bool" else "vec"
-    is_call = end + 1 < len(tokens) and tokens[end + 1].text == "("
+    is_conversion = at > 0 and tokens[at - 1].text == "operator"
+    is_call = end + 1 < len(tokens) and tokens[end + 1].text == "(" and not is_conversion
     if is_call and not _declares(tokens, end):
         output[at] = tokens[at]._replace(text=f"metalsim_construct<{name}")
         output[end] = tokens[end]._replace(text=">>")

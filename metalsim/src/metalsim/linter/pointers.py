@@ -56,6 +56,8 @@ def _declared(tokens: list[Token], scope: str) -> Iterator[Token]:
 def _declaration(tokens: list[Token]) -> Iterator[Token]:
     """Marks without an address space in a declaration outside of functions."""
     words = [token.text for token in tokens]
+    if words[:1] == ["static_assert"]:
+        return
     if words[:1] == ["using"]:
         yield from _specifiers(tokens[words.index("=") + 1 :] if "=" in words else [])
         return

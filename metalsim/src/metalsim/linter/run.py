@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from ..compiler import find_clang
-from ..frontend import Preprocessed, Preprocessor
+from ..frontend import Preprocessed
 from ..frontend.function_constants import FunctionConstants
 from ..include_path import read_include_dirs, torch_headers
-from .clang import ANY_THREAD, check_types, run_clang, translate_for_clang
+from .clang import ANY_THREAD, check_types, find_clang, run_clang, translate_for_clang
 from .findings import LintFinding
 from .kernels import check_kernels
 from .pointers import check_pointers
+from .reader import Reader
 from .recursion import check_recursion
 from .segments import Recorder
 from .words import check_macros, check_words
@@ -29,7 +29,6 @@ NEEDS_CLANG = (
 )
 """Rules that are left out where there is no clang; conversions between address spaces too."""
 _FRONT_END_RULES = (
-    ("ascii", "ASCII"),
     ("buffer-index", "buffer("),
     ("program-scope", "program scope variable"),
     ("threadgroup-variable", "threadgroup variable"),
@@ -86,11 +85,14 @@ def _findings(
 ) -> Iterator[LintFinding]:
     version = int(metal_version.replace(".", "")) * 10
     directories = read_include_dirs("lint", include_dirs)
+    reader = Reader(directories, torch_headers(), version)
     try:
-        preprocessed = Preprocessor(directories, torch_headers(), version).run(source)
+        preprocessed = reader.run(source)
     except SyntaxError as error:
+        yield from reader.findings
         yield _front_end_finding(error)
         return
+    yield from reader.findings
     yield from check_macros(preprocessed)
     yield from check_words(preprocessed, version)
     yield from _check_structure(preprocessed, version, use_clang)

@@ -22,6 +22,12 @@ class Segment(NamedTuple):
     scope: str
     """"namespace", "type", "function", "kernel" or "data", as the rewriter says."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all brackets are closed: a list in braces cuts what is around it."""
+        words = [token.text for token in self.tokens]
+        return all(words.count(a) == words.count(b) for a, b in ("()", "[]"))
+
 
 class Recorder(Rewriter):
     """The rewriter, which notes the segments as they were written.
@@ -43,14 +49,23 @@ class Recorder(Rewriter):
     def _statement(self, statement: list[Token], end: Token) -> None:
         super()._statement(self._noted(statement), end)
 
+    def _declare_arrays(
+        self, statement: list[Token], initialized: bool
+    ) -> tuple[Token, ...] | None:
+        return None  # they stay as they were written
+
     def _refuse_word(self, token: Token, before: Token | None) -> None:
         if token.text not in REFUSED:  # which check_words finds, every one of them
             super()._refuse_word(token, before)
 
     def _noted(self, tokens: list[Token]) -> list[Token]:
-        kind = self._scopes[-1].kind
-        self.segments.append(Segment(tokens, kind))
-        return _in_thread(tokens) if kind == "type" and self._is_thread_implied else tokens
+        segment = Segment(tokens, self._scopes[-1].kind)
+        if not segment.is_whole:
+            return tokens
+        self.segments.append(segment)
+        if segment.scope != "type":
+            return tokens
+        return _in_thread(tokens, self._is_thread_implied)
 
 
 def without_templates(tokens: list[Token]) -> list[Token]:
@@ -76,22 +91,26 @@ def parameters_of(tokens: list[Token]) -> int | None:
     return None if "=" in words and "operator" not in words else opening
 
 
-def _in_thread(tokens: list[Token]) -> list[Token]:
+def _in_thread(tokens: list[Token], is_implied: bool) -> list[Token]:
     """A member's declaration, with `thread` behind the parameters of a function that names no
-    address space."""
+    address space if that is implied, and without it behind a constructor's."""
     start = len(tokens) - len(without_templates(tokens))
     opening = parameters_of(tokens[start:])
     if opening is None:
         return tokens
     opening += start
     words = [token.text for token in tokens[start:opening] if token.text not in _SPECIFIERS]
-    is_constructor = len(words) == 1 or words[-2:-1] == ["~"]
-    if is_constructor or _NO_METHOD & set(words):
+    if _NO_METHOD & set(words):
         return tokens
     end = closing(tokens, opening) + 1
     while end < len(tokens) and tokens[end].text in ("const", "volatile"):
         end += 1
-    if end < len(tokens) and tokens[end].text in ADDRESS_SPACES:
+    is_written = end < len(tokens) and tokens[end].text in ADDRESS_SPACES
+    if len(words) == 1 or words[-2:-1] == ["~"]:
+        # clang makes temporaries by constructors without an address space alone.
+        is_in_thread = is_written and tokens[end].text == "thread"
+        return [*tokens[:end], *tokens[end + 1 :]] if is_in_thread else tokens
+    if is_written or not is_implied:
         return tokens
     word = tokens[opening]._replace(kind=IDENTIFIER, text="thread", spaced=True)
     return [*tokens[:end], word, *tokens[end:]]

@@ -29,6 +29,7 @@ _COMMON = (
     "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fsigned-char",
+    "-fwrapv",
     "-ftls-model=initial-exec",
     "-ffp-contract=off",
     "-DMETALSIM_BACKEND_CPU",
@@ -53,6 +54,12 @@ _LINES = (
     *("-gdwarf-4", "-gstrict-dwarf", "-g1", "-fno-optimize-sibling-calls"),
     f"-fdebug-prefix-map={DIRECTORY.parent}/={DEBUG_PREFIX}",
 )
+# Which lanes are behind the others shows in where their code lies (divergence.cpp).
+_NO_REORDERING = {
+    "clang": ("-mllvm", "-disable-block-placement"),
+    "gcc": ("-fno-reorder-blocks", "-fno-reorder-blocks-and-partition"),
+    "zig": ("-mllvm", "-disable-block-placement"),
+}
 _INSTRUMENTATION = {
     "clang": _CLANG_INSTRUMENTATION,
     "gcc": ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"),
@@ -76,16 +83,18 @@ def inputs() -> list[Path]:
 
 def runtime_flags(family: str, mode: str) -> list[str]:
     """Compiler flags for the runtime's own sources (never instrumented)."""
-    flags = [*_COMMON, *_architecture_flags(family), "-O2", "-g0", "-fwrapv", "-pthread"]
+    flags = [*_COMMON, *_architecture_flags(family), "-O2", "-g0", "-pthread"]
     return [*flags, "-DMETALSIM_CHECK"] if mode == "check" else flags
 
 
-def kernel_flags(family: str, mode: str) -> list[str]:
+def kernel_flags(family: str, mode: str, inactive_lanes: bool = False) -> list[str]:
     """Compiler flags for one kernel library's object."""
     flags = [*_COMMON, *_architecture_flags(family), f"-I{INCLUDE_DIRECTORY}"]
     flags += _FRAME_LIMIT[family]
     if family != "gcc":
         flags += _HALF_ROUNDING
+    if inactive_lanes:
+        flags += ["-DMETALSIM_INACTIVE_LANES", "-fno-omit-frame-pointer", *_NO_REORDERING[family]]
     if mode == "check":
         instrumentation = (*_INSTRUMENTATION[family], *_ALIGNMENT)
         return [*flags, "-O1", *_LINES, "-DMETALSIM_CHECK", *instrumentation]

@@ -84,6 +84,8 @@ struct alignas(64) Simdgroup {
   uint32_t at_barrier;  // at a threadgroup barrier
   uint32_t active;      // took part in the last collective
   uint32_t retired;     // no longer present, and nobody waits for them
+  uint32_t undecided;   // in metalsim_agree
+  uint32_t aside;       // take no part in the collective that was agreed on
   uint32_t parity;
   uint32_t code;  // the pending collective: what its first lane asked for
   const char* name;
@@ -113,11 +115,13 @@ struct alignas(64) Fiber {
   void* stack_pointer;
   Simdgroup* simdgroup;
   Threadgroup* threadgroup;
-  const char* name;  // what it waits for, and where
+  const char* name;   // what it waits for, and where
+  const void* frame;  // of its call of metalsim_agree
   uint32_t line;
   uint16_t lane;
   uint16_t thread;  // index in the threadgroup
   uint32_t position[3];
+  uint32_t code;  // of the collective that it would agree on
 #if defined(METALSIM_CHECK)
   PrivateArray* arrays;  // the latest
 #endif
@@ -193,6 +197,12 @@ METALSIM_API uint32_t metalsim_current_lane(void) __attribute__((const));
 // out.
 METALSIM_API void metalsim_meet(metalsim::Fiber* fiber, uint32_t code, const char* name,
                                 uint32_t line);
+
+// Where lanes may diverge (METALSIM_INACTIVE_LANES), in front of each collective and before the
+// operands are written: waits until every lane of the simdgroup waits for something, then lets
+// those go on that wait for the same collective and come first in the program.
+METALSIM_API void metalsim_agree(metalsim::Fiber* fiber, uint32_t code, const char* name,
+                                 uint32_t line);
 
 // Waits until every thread of the threadgroup stands at the same barrier.
 METALSIM_API void metalsim_threadgroup_barrier(metalsim::Fiber* fiber, uint32_t flags,

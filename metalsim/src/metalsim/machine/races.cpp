@@ -53,11 +53,14 @@ struct Shadow {
   const unsigned char* base;
   uint64_t bytes;
   Granule* granules;
-  Atomics* atomics;  // of each granule
-  uint64_t count;    // that there is room for
-  uint32_t shift;    // a granule has 1 << shift bytes
+  Atomics* atomics;        // of each granule
+  unsigned char* touched;  // which chunks of the memory have been accessed
+  uint64_t count;          // of granules that there is room for
+  uint32_t shift;          // a granule has 1 << shift bytes
   bool has_atomics;
 };
+
+constexpr uint32_t chunk_shift = 12;
 
 struct GroupStart {
   uint64_t time;
@@ -84,41 +87,44 @@ void* map(uint64_t bytes) {
   return memory == MAP_FAILED ? nullptr : memory;
 }
 
+uint64_t chunks_of(const Shadow& shadow) { return (shadow.count >> chunk_shift) + 1; }
+
 // Room for granules of one byte; pages that are not touched cost nothing.
 bool open_shadow(Shadow& shadow, const unsigned char* base, uint64_t bytes) {
-  shadow = {base, bytes, nullptr, nullptr, bytes + 4, 2, false};
+  shadow = {base, bytes, nullptr, nullptr, nullptr, bytes + 4, 2, false};
   shadow.granules = static_cast<Granule*>(map(shadow.count * sizeof(Granule)));
   shadow.atomics = static_cast<Atomics*>(map(shadow.count * sizeof(Atomics)));
-  return shadow.granules != nullptr && shadow.atomics != nullptr;
+  shadow.touched = static_cast<unsigned char*>(map(chunks_of(shadow)));
+  return shadow.granules != nullptr && shadow.atomics != nullptr && shadow.touched != nullptr;
 }
 
 void close_shadow(Shadow& shadow) {
   if (shadow.granules != nullptr) munmap(shadow.granules, shadow.count * sizeof(Granule));
   if (shadow.atomics != nullptr) munmap(shadow.atomics, shadow.count * sizeof(Atomics));
-}
-
-template <class Entry>
-bool is_empty(const Entry& entry) {
-  constexpr Entry empty = {};
-  return memcmp(&entry, &empty, sizeof entry) == 0;
+  if (shadow.touched != nullptr) munmap(shadow.touched, chunks_of(shadow));
 }
 
 // Two entries for each, from the end so that none is overwritten before it is read.
 template <class Entry>
-void split(Entry* entries, uint64_t count) {
-  for (uint64_t index = count; index-- > 0;) {
+void split(Entry* entries, uint64_t begin, uint64_t end) {
+  for (uint64_t index = end; index-- > begin;) {
     const Entry entry = entries[index];
-    if (is_empty(entry) && is_empty(entries[2 * index]) && is_empty(entries[2 * index + 1]))
-      continue;
+    entries[index] = {};
     entries[2 * index] = entries[2 * index + 1] = entry;
   }
 }
 
 // Halves the granules.
 __attribute__((noinline)) void refine(Shadow& shadow) {
+  const uint32_t granules = chunk_shift - shadow.shift;  // of a chunk: 1 << granules
   const uint64_t count = (shadow.bytes >> shadow.shift) + 1;
-  split(shadow.granules, count);
-  if (shadow.has_atomics) split(shadow.atomics, count);
+  for (uint64_t chunk = chunks_of(shadow); chunk-- > 0;) {
+    if (shadow.touched[chunk] == 0) continue;
+    const uint64_t begin = chunk << granules, past = (chunk + 1) << granules;
+    const uint64_t end = past < count ? past : count;
+    split(shadow.granules, begin, end);
+    if (shadow.has_atomics) split(shadow.atomics, begin, end);
+  }
   --shadow.shift;
 }
 
@@ -225,6 +231,8 @@ void check_granules(Visit& visit, Shadow& shadow) {
   const uint64_t bytes = visit.access.bytes;
   while (((offset | bytes) & ((1u << shadow.shift) - 1)) != 0) [[unlikely]]
     refine(shadow);
+  shadow.touched[offset >> chunk_shift] = 1;
+  shadow.touched[(offset + bytes) >> chunk_shift] = 1;
   Granule* granule = shadow.granules + (offset >> shadow.shift);
   Granule* end = granule + (bytes >> shadow.shift);
   const AccessKind kind = visit.access.kind;

@@ -30,6 +30,7 @@ Fiber* take_lane(Threadgroup& group, Simdgroup& simd, uint32_t lane) {
 // The choice that is not the usual one: a random one, or the first of another simdgroup; null when
 // nothing can run.
 __attribute__((noinline)) Fiber* choose(Threadgroup& group, Simdgroup& last) {
+  if (last.runnable == 0 && last.undecided != 0) decide(group, last);
   if (last.runnable == 0) group.runnable_simdgroups &= ~(1u << last.index);
   if (group.runnable_simdgroups == 0) return nullptr;
   if (!group.randomize) {
@@ -68,21 +69,8 @@ inline void give_way(Threadgroup& group, Fiber* fiber) {
   switch_context(&fiber->stack_pointer, next->stack_pointer);
 }
 
-Collective collective_of(uint32_t code) { return static_cast<Collective>(code & 0xFF); }
-
-bool needs_full_simdgroup(Collective collective) {
-  return collective == Collective::matrix_multiply || collective == Collective::tensor_multiply ||
-         collective == Collective::tensor_exchange;
-}
-
-// Metal lets the lanes that are left combine values when others returned, but barriers and matrices
-// need all.
-bool needs_every_lane(uint32_t code) {
-  return collective_of(code) == Collective::barrier || needs_full_simdgroup(collective_of(code));
-}
-
 bool is_complete(const Simdgroup& simd) {
-  return simd.waiting == simd.present && !simd.mismatch &&
+  return (simd.waiting | simd.aside) == simd.present && !simd.mismatch &&
          ((simd.present | simd.retired) == simd.existing || !needs_every_lane(simd.code));
 }
 
@@ -121,7 +109,7 @@ void complete(Threadgroup& group, Simdgroup& simd) {
     carry_out(simd, simd.exchange[simd.parity]);
   simd.parity ^= 1;
   simd.runnable = simd.waiting;
-  simd.waiting = 0;
+  simd.waiting = simd.aside = 0;
   group.runnable_simdgroups |= 1u << simd.index;
 }
 
@@ -133,8 +121,6 @@ inline void go_on(Threadgroup& group, Fiber* fiber) {
     fiber->simdgroup->runnable &= ~(1u << fiber->lane);
   }
 }
-
-bool same_name(const char* a, const char* b) { return a == b || __builtin_strcmp(a, b) == 0; }
 
 // Lets all threads at the barrier go on.
 void release(Threadgroup& group, Fiber* fiber) {
@@ -177,6 +163,7 @@ void prepare_simdgroups(Threadgroup& group) {
     simd.existing = lanes >= simdgroup_width ? ~0u : (1u << lanes) - 1;
     simd.present = simd.runnable = simd.existing;
     simd.waiting = simd.at_barrier = simd.active = simd.parity = simd.retired = 0;
+    simd.undecided = simd.aside = 0;
     simd.index = index;
     simd.turn = simd.scope_entries = 0;
     simd.mismatch = false;
@@ -269,6 +256,15 @@ inline __attribute__((always_inline)) void meet(Fiber* fiber, uint32_t code, con
 
 void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
   meet(fiber, code, name, line, __builtin_return_address(0));
+}
+
+void metalsim_agree(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
+  fiber->name = name;
+  fiber->line = line;
+  fiber->code = code;
+  fiber->frame = __builtin_frame_address(0);
+  fiber->simdgroup->undecided |= 1u << fiber->lane;
+  give_way(*fiber->threadgroup, fiber);
 }
 
 void metalsim_simdgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {

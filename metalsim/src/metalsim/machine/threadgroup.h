@@ -75,6 +75,23 @@ void run_threadgroup(Threadgroup& group);
 // Ends a thread that cannot go on; the others need not wait for it.
 [[noreturn]] void retire(Fiber* fiber);
 
+inline Collective collective_of(uint32_t code) { return static_cast<Collective>(code & 0xFF); }
+
+inline bool needs_full_simdgroup(Collective collective) {
+  return collective == Collective::matrix_multiply || collective == Collective::tensor_multiply ||
+         collective == Collective::tensor_exchange;
+}
+
+// Metal lets the lanes that are left combine values when others returned, but barriers and matrices
+// need all.
+inline bool needs_every_lane(uint32_t code) {
+  return collective_of(code) == Collective::barrier || needs_full_simdgroup(collective_of(code));
+}
+
+inline bool same_name(const char* a, const char* b) {
+  return a == b || __builtin_strcmp(a, b) == 0;
+}
+
 // collectives.cpp: carries out simd.code for the lanes in simd.active.
 void carry_out(Simdgroup& simd, unsigned char* exchange);
 
@@ -82,6 +99,9 @@ void carry_out(Simdgroup& simd, unsigned char* exchange);
 // took part in the operations of several.
 void multiply_tensors(Simdgroup& simd, const unsigned char* exchange);
 void check_scopes(Threadgroup& group);
+
+// divergence.cpp: makes runnable those of the undecided lanes that go first, if any may.
+void decide(Threadgroup& group, Simdgroup& simd);
 
 // variables.cpp
 void forget_variables(Threadgroup& group);

@@ -21,6 +21,9 @@ class Family(NamedTuple):
     l1_bytes: float
     """From L1 and threadgroup memory together."""
     l2_bytes: float
+    load_to_multiply: float
+    """Cycles from the load of a fragment to the end of a multiply that waits for it; 0: not
+    known."""
     sources: str
 
 
@@ -47,9 +50,10 @@ def chips() -> dict[str, Chip]:
             exponentials=float(row[3]),
             l1_bytes=float(row[4]),
             l2_bytes=float(row[5]),
-            sources=row[6],
+            load_to_multiply=float(row[6]),
+            sources=row[7],
         )
-        for row in _rows("families.txt", 7)
+        for row in _rows("families.txt", 8)
     }
     return {
         name: Chip(name, int(cores), float(ghz), families[int(family)], float(dram), sources)

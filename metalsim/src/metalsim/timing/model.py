@@ -12,10 +12,6 @@ PARTITIONS = 4
 """Parts of a core that each issue one instruction a cycle (metal-benchmarks)."""
 MATRIX_MULTIPLY_ADDS = 512
 """Of an 8x8x8 multiply."""
-MATRIX_LATENCY = 35
-"""Cycles until a dependent 8x8 multiply can begin, Apple7 (metal-benchmarks: 34 to 36)."""
-GROUP_MEMORY_LATENCY = 55
-"""Cycles of a threadgroup load, Apple7 (Chips and Cheese: 43 ns)."""
 REGISTER_BYTES = 208 * 1024
 """Of a core of Apple7 and 8 (metal-benchmarks)."""
 MOST_REGISTERS = 128
@@ -140,13 +136,14 @@ def _with_instructions(limits: dict[str, float], chip: Chip) -> float:
 
 
 def _exposed_latency(work: Work, chip: Chip, resident: int) -> float:
-    """Cycles of a core, for fragments that are loaded just before they are multiplied. The
-    latencies are known for Apple7 and 8 alone: 0 for the others."""
-    if chip.family.number > 8 or math.isinf(work.multiplies_a_load):
+    """Cycles of a core, for fragments that are loaded just before they are multiplied; 0 where the
+    family's latency is not known."""
+    latency = chip.family.load_to_multiply
+    if latency == 0 or math.isinf(work.multiplies_a_load):
         return 0.0
     multiplies = work.matrix_multiply_adds / MATRIX_MULTIPLY_ADDS
     throughput = MATRIX_MULTIPLY_ADDS * PARTITIONS / chip.family.matrix
-    step = GROUP_MEMORY_LATENCY + MATRIX_LATENCY + (work.multiplies_a_load - 1) * throughput
+    step = latency + (work.multiplies_a_load - 1) * throughput
     return multiplies / work.multiplies_a_load * step / max(resident, 1)
 
 

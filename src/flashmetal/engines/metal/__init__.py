@@ -2,17 +2,21 @@
 
 from .append import append, refuse_append
 from .backward import backward, refuse_backward
-from .forward import forward, kernel_for, refuse, refuse_kernel
+from .choice import kernels_for, refuse_kernel
+from .forward import forward, refuse
 from .gpu import Gpu
 from .runtime import Runtime, metal_runtime
+from .trust import SetAside, Trust
 
 __all__ = [
     "Gpu",
     "Runtime",
+    "SetAside",
+    "Trust",
     "append",
     "backward",
     "forward",
-    "kernel_for",
+    "kernels_for",
     "metal_runtime",
     "refuse",
     "refuse_append",

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from ...gradients import Gradients
 from ...problem import AttentionInputs, AttentionProblem
+from ...reference import attention_reference
+from ...testing import (
+    assert_gradients_match_reference,
+    differentiable,
+    make_output_gradients,
+)
 from ...tiles import most_head_dim, tile_of
 from .cooperative import with_layout
 from .forward import refuse
 from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
 from .params import Geometry, pack_backward_integers, pack_scalars
+from .proof import small_call
 from .runtime import Runtime, runtime_for
 from .variant import KernelVariant, Loads, variant_of
 
@@ -30,7 +37,8 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
             f"the Metal backward kernels take head dims up to {most}; got D={problem.head_dim}, "
             f"Dv={problem.head_dim_v}"
         )
-    return refuse(problem)
+    runtime = runtime_for(problem.device)
+    return refuse(problem) or (runtime and runtime.set_aside.get((problem, "backward")))
 
 
 def backward(
@@ -141,20 +149,38 @@ def _launches(
     rows = -(-geometry.rows_q // _DELTA_SIMDGROUPS)
     delta = variant_of(problem, "attention_backward_delta", None, loads)
     delta = delta._replace(has_grad_lse=extras[0])
-    launches = [
-        Launch.of(
-            runtime, delta, scalars, (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS
-        )
-    ]
+    variants = {"delta": delta}
     for name in wanted:
         variant = backward_variant(problem, name, loads, runtime.gpu.family, unit)
         variant = variant._replace(has_slope_gradient=name == "q" and extras[1])
-        if unit == "tensor":
-            variant = with_layout(variant, runtime)
-        groups = _groups(problem, name, variant)
-        assert variant.tile is not None
-        launches.append(Launch.of(runtime, variant, scalars, groups, variant.tile.threads))
+        variants[name] = with_layout(variant, runtime) if unit == "tensor" else variant
+    runtime.require(tuple(variants.values()), partial(_prove, problem, loads, unit, wanted, extras))
+    launches: list[Launch] = []
+    for name, variant in variants.items():
+        groups, threads = (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS
+        if variant.tile is not None:
+            groups, threads = _groups(problem, name, variant), variant.tile.threads
+        launches.append(Launch.of(runtime, variant, scalars, groups, threads))
     return tuple(launches)
+
+
+def _prove(
+    problem: AttentionProblem,
+    loads: Loads,
+    unit: str,
+    names: tuple[str, ...],
+    extras: tuple[bool, bool],
+) -> None:
+    """AssertionError where the gradients of a small problem like this one are wrong."""
+    small, inputs = small_call(problem, loads)
+    on_cpu = small._replace(device="cpu")
+    o, lse = attention_reference(on_cpu, inputs._make(x if x is None else x.cpu() for x in inputs))
+    o, lse = (x.detach().to(problem.device).contiguous() for x in (o, lse))
+    grad_o, grad_lse = make_output_gradients(o, lse, through_lse=extras[0])
+    made = {*names, *(["v"] if "k" in names else []), *(["alibi_slopes"] if extras[1] else [])}
+    wanted = tuple(name for name in differentiable(inputs) if name in made)
+    found = backward(small, inputs, o, lse, grad_o, grad_lse, wanted, unit)
+    assert_gradients_match_reference(found, on_cpu, inputs, grad_o, grad_lse)
 
 
 def backward_variant(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 from torch import Tensor
 
@@ -22,9 +23,13 @@ def decode(
     geometry: Geometry,
     addresses: Addresses,
     runtime: Runtime,
+    prove: Callable[[AttentionProblem, Loads, str], None],
 ) -> None:
-    """Launch the decode, and the combination of its splits; ``operands`` end with o and lse."""
-    launches, splits = _launches(problem, geometry, addresses, runtime)
+    """Launch the decode, and the combination of its splits; ``operands`` end with o and lse.
+
+    ``prove`` runs the kernel on a small problem, at the first use of a variant.
+    """
+    launches, splits = _launches(problem, geometry, addresses, runtime, prove)
     if splits == 1:
         launches[0].run(operands)
         return
@@ -40,7 +45,11 @@ def decode(
 
 @lru_cache(maxsize=4096)
 def _launches(
-    problem: AttentionProblem, geometry: Geometry, addresses: Addresses, runtime: Runtime
+    problem: AttentionProblem,
+    geometry: Geometry,
+    addresses: Addresses,
+    runtime: Runtime,
+    prove: Callable[[AttentionProblem, Loads, str], None],
 ) -> tuple[tuple[Launch, ...], int]:
     loads = loads_of(problem, geometry, addresses)
     variant = decode_variant(problem, loads, runtime.gpu.family)
@@ -51,12 +60,15 @@ def _launches(
     splits = min(splits, MOST_SPLITS)
     variant = variant._replace(is_split=splits > 1)
     scalars = pack_integers(problem, geometry, splits), pack_scalars(problem)
+    combine = variant_of(problem, "attention_combine", None, Loads())
+    split = problem._replace(num_splits=2 if splits > 1 else 1)
+    variants = (variant, combine) if splits > 1 else (variant,)
+    runtime.require(variants, partial(prove, split, loads, "decode"))
     assert variant.tile is not None
     grid = blocks * splits, problem.heads_k, problem.batch
     decode = Launch.of(runtime, variant, scalars, grid, variant.tile.threads)
     if splits == 1:
         return (decode,), 1
-    combine = variant_of(problem, "attention_combine", None, Loads())
     sequences = problem.batch if problem.layout == "dense" else 1
     rows = -(-sequences * geometry.rows_q * problem.heads_q // _COMBINE_SIMDGROUPS)
     return (

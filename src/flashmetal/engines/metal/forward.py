@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from ...problem import AttentionInputs, AttentionProblem
-from ...tiles import DECODE_QUERIES, most_head_dim, tile_of
-from .cooperative import layout_of, with_layout
+from ...testing import assert_matches_reference
+from ...tiles import most_head_dim, tile_of
+from .cooperative import with_layout
 from .decode import decode
 from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
 from .params import Geometry, pack_integers, pack_scalars
+from .proof import small_call
 from .runtime import Runtime, runtime_for
 from .variant import MSL_TYPES, KernelVariant, Loads, variant_of
 
@@ -23,7 +25,6 @@ _KERNELS = {
     "scalar": "attention_forward_scalar",
 }
 _SCALAR_GROUP = 64
-TENSOR_FAMILY = 10  # from which tensor operations are the faster unit
 
 
 def refuse(problem: AttentionProblem) -> str | None:
@@ -38,39 +39,6 @@ def refuse(problem: AttentionProblem) -> str | None:
             f"Dv={problem.head_dim_v}"
         )
     return None
-
-
-def refuse_kernel(problem: AttentionProblem, kernel: str) -> str | None:
-    """Why one of the kernels cannot serve a call that the engine can; None if it can."""
-    if kernel == "decode" and problem.dropout_p > 0.0:
-        return "the decode kernel has no dropout; use kernel='simdgroup'"
-    if kernel == "tensor":
-        return refuse_tensor_operations(problem)
-    return None
-
-
-def refuse_tensor_operations(problem: AttentionProblem) -> str | None:
-    """Why the tensor-operation kernels cannot serve a call that the engine can."""
-    runtime = runtime_for(problem.device)
-    if runtime is None or not runtime.has_tensor_operations:
-        return "tensor operations need torch 2.11 and macOS 26.2, or a simulator that has them"
-    return None
-
-
-def kernel_for(problem: AttentionProblem) -> str:
-    """The kernel for a call: "decode" where few queries meet many keys, else a tile.
-
-    The tile is that of tensor operations on GPUs that gain by it, if their layout is known.
-    """
-    few = problem.seqlen_q <= DECODE_QUERIES and problem.seqlen_q < problem.seqlen_k
-    if few and refuse_kernel(problem, "decode") is None:
-        return "decode"
-    runtime = runtime_for(problem.device)
-    if runtime is None or runtime.gpu.family < TENSOR_FAMILY:
-        return "simdgroup"
-    if refuse_kernel(problem, "tensor") or layout_of(runtime, problem.dtype) == "unknown":
-        return "simdgroup"
-    return "tensor"
 
 
 def forward(
@@ -106,7 +74,7 @@ def forward(
         v.data_ptr() % WIDEST_LOAD,
     )
     if kernel == "decode":
-        decode(problem, (*inputs, o, lse), geometry, addresses, runtime)
+        decode(problem, (*inputs, o, lse), geometry, addresses, runtime, _prove)
     else:
         _launch(problem, geometry, addresses, kernel, runtime).run((*inputs, o, lse))
     return o, lse
@@ -140,6 +108,7 @@ def _launch(
     variant = forward_variant(problem, loads, kernel, runtime.gpu.family)
     if variant.has_tensor_operations:
         variant = with_layout(variant, runtime)
+    runtime.require((variant,), partial(_prove, problem, loads, kernel))
     rows, group = _SCALAR_GROUP, _SCALAR_GROUP
     if variant.tile is not None:
         rows, group = variant.tile.owned, variant.tile.threads
@@ -157,6 +126,14 @@ def forward_variant(
         sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
         tile = tile_of("forward", family, *sizes, kernel)
     return variant_of(problem, _KERNELS[kernel], tile, loads)
+
+
+def _prove(problem: AttentionProblem, loads: Loads, kernel: str) -> None:
+    """AssertionError where ``kernel`` is wrong on a small problem like this one."""
+    group = problem.heads_q // problem.heads_k if kernel == "decode" else 2
+    small, inputs = small_call(problem, loads, group)
+    o, lse = forward(small, inputs, kernel=kernel)
+    assert_matches_reference(o, lse, small._replace(device="cpu"), inputs)
 
 
 def _without_keys(inputs: AttentionInputs, o: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

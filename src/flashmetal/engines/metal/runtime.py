@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
+from ...problem import AttentionProblem
+from ...settings import settings
 from .gpu import Gpu
+from .trust import Trust, verdicts_path
 from .variant import Variant, render
 
 _given: dict[str, Runtime] = {}  # by device type; only metal_runtime writes it
@@ -24,7 +27,8 @@ class Runtime:
 
     ``compile_shader(source)`` returns a library whose attributes are kernels, as
     ``torch.mps.compile_shader`` does. ``device`` is the type of device the kernels' tensors are on.
-    ``has_tensor_operations`` says whether it compiles Metal 4.
+    ``has_tensor_operations`` says whether it compiles Metal 4. ``trust`` makes each variant prove
+    itself at its first use; without one all are trusted.
     """
 
     def __init__(
@@ -33,12 +37,20 @@ class Runtime:
         device: str,
         gpu: Gpu,
         has_tensor_operations: bool = True,
+        trust: Trust | None = None,
     ) -> None:
         self.device = device
         self.gpu = gpu
         self.has_tensor_operations = has_tensor_operations
+        self._trust = trust
+        self.set_aside: dict[tuple[AttentionProblem, str], str] = {}  # (problem, kernel): why
         self._compile_shader = compile_shader
         self._kernels: dict[Variant, Callable[..., None]] = {}
+
+    def require(self, variants: tuple[Variant, ...], prove: Callable[[], None]) -> None:
+        """Raise :class:`.trust.SetAside` where this machine does not run the variants rightly."""
+        if self._trust is not None:
+            self._trust.require(variants, prove)
 
     def kernel(self, variant: Variant) -> Callable[..., None]:
         """The compiled kernel of ``variant``, compiled at its first use."""
@@ -78,4 +90,6 @@ def _apple_runtime() -> Runtime | None:
     # compile_shader asks for Metal 4 from torch 2.11 on; torch itself trusts macOS from 26.2 on.
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
     is_new = release >= (2, 11) and torch.backends.mps.is_macos_or_newer(26, 2)
-    return Runtime(torch.mps.compile_shader, "mps", Gpu.current(), is_new)
+    gpu = Gpu.current()
+    trust = Trust(verdicts_path(gpu.name)) if settings().verify else None
+    return Runtime(torch.mps.compile_shader, "mps", gpu, is_new, trust)

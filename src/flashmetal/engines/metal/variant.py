@@ -88,6 +88,14 @@ class KernelVariant(NamedTuple):
     is_split: bool = False
     layout: str = ""  # of cooperative tensors; a tile without tensor operations needs none
 
+    def __str__(self) -> str:
+        """A name for people, as "attention_forward float16 D=64 tensor [window_right, sinks]"."""
+        dims = f"D={self.head_dim}" + (f"/{self.head_dim_v}" * (self.head_dim_v != self.head_dim))
+        unit = [] if self.tile is None else [self.tile.unit]
+        on = [name.removeprefix("has_") for name, value in self._asdict().items() if value is True]
+        words = [self.kernel, str(self.dtype).removeprefix("torch."), dims, *unit]
+        return " ".join(words) + (f" [{', '.join(on)}]" if on else "")
+
     @property
     def has_tensor_operations(self) -> bool:
         return self.tile is not None and self.tile.unit == "tensor"

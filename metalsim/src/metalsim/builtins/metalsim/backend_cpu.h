@@ -60,7 +60,15 @@ METALSIM_INLINE void threadgroup_barrier(uint32_t flags, uint32_t line) {
   metalsim_threadgroup_barrier(current(), flags, line);
 }
 
+METALSIM_INLINE void agree([[maybe_unused]] uint32_t code, [[maybe_unused]] const char* name,
+                           [[maybe_unused]] uint32_t line) {
+#if defined(METALSIM_INACTIVE_LANES)
+  metalsim_agree(current(), code, name, line);
+#endif
+}
+
 METALSIM_INLINE void simdgroup_barrier(uint32_t flags, uint32_t line) {
+  agree(pack(Collective::barrier, flags & 15), "simdgroup_barrier", line);
   metalsim_simdgroup_barrier(current(), flags, line);
 }
 
@@ -83,6 +91,7 @@ METALSIM_INLINE T* exchange(Fiber* fiber) {
 // nothing.
 template <class T>
 METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t line) {
+  agree(pack(Collective::shuffle), name, line);
   Fiber* fiber = current();
   T* values = exchange<T>(fiber);
   static_assert(sizeof(T) * simdgroup_width <= exchange_bytes, "too large a value for a shuffle");
@@ -97,6 +106,7 @@ METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t l
 
 // The lanes of this collective whose predicate holds.
 METALSIM_INLINE uint64_t ballot(bool predicate, const char* name, uint32_t line) {
+  agree(pack(Collective::ballot), name, line);
   Fiber* fiber = current();
   unsigned char* votes = exchange<unsigned char>(fiber);
   votes[lane()] = predicate;
@@ -112,6 +122,7 @@ METALSIM_INLINE void combine(Collective collective, Combine operation, ScalarTyp
                              Element* values, uint32_t components, const char* name,
                              uint32_t line) {
   static_assert(sizeof(Element) <= 8);
+  agree(pack(collective, operation, type, components), name, line);
   Fiber* fiber = current();
   Element* shared = exchange<Element>(fiber);
   for (uint32_t index = 0; index < components; ++index)
@@ -131,6 +142,7 @@ METALSIM_INLINE void put_pair(unsigned char* area, uint32_t element, const T* pa
 template <class D, class A, class B, class C>
 METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* c, uint32_t types,
                                          const char* name, uint32_t line) {
+  agree(types, name, line);
   Fiber* fiber = current();
   unsigned char* area = exchange<unsigned char>(fiber);
   const uint32_t element = matrix_row(lane()) * 8 + matrix_column(lane());
@@ -142,12 +154,24 @@ METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* 
 }
 
 METALSIM_INLINE void multiply_tensors(const TensorMultiply& product, uint32_t line) {
+  agree(pack(Collective::tensor_multiply), "matmul2d", line);
   Fiber* fiber = current();
   __builtin_memcpy(exchange<unsigned char>(fiber), &product, sizeof product);
   metalsim_meet(fiber, pack(Collective::tensor_multiply), "matmul2d", line);
 }
 
+// The workspace of the simdgroup for the operation that begins.
+METALSIM_INLINE unsigned char* tensor_workspace(uint32_t) {
+  return metalsim_tensor_workspace(current());
+}
+
+// A thread enters an operation that all of the `simdgroups` of its threadgroup carry out.
+METALSIM_INLINE void enter_scope(uint32_t simdgroups, const char* name, uint32_t line) {
+  metalsim_enter_scope(current(), simdgroups, name, line);
+}
+
 METALSIM_INLINE void exchange_tensors(const char* name, uint32_t line) {
+  agree(pack(Collective::tensor_exchange), name, line);
   metalsim_meet(current(), pack(Collective::tensor_exchange), name, line);
 }
 

@@ -104,7 +104,7 @@ struct OperandLayout {
   static METALSIM_INLINE Place place(int slot) {
     if constexpr (in_thread) return {{slot % columns, slot / columns}, true};
     const int simdgroup =
-        simdgroups > 1 ? static_cast<int>(backend::current()->simdgroup->index) : 0;
+        simdgroups > 1 ? static_cast<int>(builtin::simdgroup_index_in_threadgroup()) : 0;
     return Matrix::place(simdgroup, static_cast<int>(backend::lane()), slot);
   }
 };

@@ -1,6 +1,6 @@
 // Scalar types. half is the compiler's 16-bit float, built so that it rounds after every operation;
 // bfloat is a class because compilers still lack the arithmetic, with Metal's rules: implicit to
-// float, explicit from anything.
+// float and from integers, explicit from float and half.
 #pragma once
 
 #include <stddef.h>
@@ -61,7 +61,8 @@ struct bfloat {
 
   bfloat() = default;
   template <metalsim::native_scalar T>
-  METALSIM_INLINE constexpr explicit bfloat(T value) : bits(round(static_cast<float>(value))) {}
+  METALSIM_INLINE constexpr explicit(!metalsim::is_integer<T>) bfloat(T value)
+      : bits(round(static_cast<float>(value))) {}
   METALSIM_INLINE constexpr operator float() const {
     return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
   }

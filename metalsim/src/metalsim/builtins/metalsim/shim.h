@@ -4,8 +4,10 @@
 
 #if defined(METALSIM_BACKEND_CPU)
 #include "backend_cpu.h"
+#elif defined(METALSIM_BACKEND_CUDA)
+#include "backend_cuda.h"
 #else
-#error "no back end chosen: -DMETALSIM_BACKEND_CPU"
+#error "no back end chosen: -DMETALSIM_BACKEND_CPU or -DMETALSIM_BACKEND_CUDA"
 #endif
 
 #include "private_arrays.h"

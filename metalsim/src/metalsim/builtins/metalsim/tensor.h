@@ -119,8 +119,11 @@ struct tensor {
 
   template <class... Index>
   METALSIM_INLINE constexpr long offset(Index... index) const {
-    rank_type dimension = 0;
-    return (0l + ... + (static_cast<long>(index) * strides[dimension++]));
+    const long indices[] = {static_cast<long>(index)...};
+    long sum = 0;
+    for (size_t dimension = 0; dimension < sizeof...(Index); ++dimension)
+      sum += indices[dimension] * strides[dimension];
+    return sum;
   }
 
   template <class PartExtents, class... Index>

@@ -104,11 +104,11 @@ struct SimdgroupMultiply {
 
   static METALSIM_INLINE void run(const Left& left, const Right& right, Destination& destination,
                                   uint line) {
-    Fiber* fiber = backend::current();
-    if constexpr (simdgroups > 1) metalsim_enter_scope(fiber, simdgroups, "matmul2d", line);
-    const int simdgroup = simdgroups > 1 ? static_cast<int>(fiber->simdgroup->index) : 0;
+    if constexpr (simdgroups > 1) backend::enter_scope(simdgroups, "matmul2d", line);
+    const int simdgroup =
+        simdgroups > 1 ? static_cast<int>(builtin::simdgroup_index_in_threadgroup()) : 0;
     const int first_row = Layout::first_row(simdgroup);
-    unsigned char* workspace = metalsim_tensor_workspace(fiber);
+    unsigned char* workspace = backend::tensor_workspace(line);
     Wide* sums = reinterpret_cast<Wide*>(workspace);
     Wide* a = reinterpret_cast<Wide*>(workspace + sums_bytes);
     Wide* b = reinterpret_cast<Wide*>(workspace + sums_bytes + left_bytes);

@@ -27,10 +27,9 @@ METALSIM_INLINE void reduce(const Source& source, Target& target,
   using To = typename Target::layout;
   static_assert(To::kept_dimension == kept,
                 "reduce_rows takes a row reduction, reduce_columns a column reduction");
-  Fiber* fiber = backend::current();
   constexpr int elements = From::rows * From::columns;
   static_assert(elements * sizeof(T) <= workspace_bytes, "too large a matrix to reduce");
-  T* matrix = reinterpret_cast<T*>(metalsim_tensor_workspace(fiber));
+  T* matrix = reinterpret_cast<T*>(backend::tensor_workspace(line));
   for (int slot = 0; slot < From::capacity; ++slot) {
     const Place place = From::place(slot);
     if (place.valid) matrix[place.index[1] * From::columns + place.index[0]] = source[slot];

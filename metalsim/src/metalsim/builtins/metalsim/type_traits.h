@@ -43,9 +43,6 @@ struct enable_if<true, T> {
 template <bool condition, class T = void>
 using enable_if_t = typename enable_if<condition, T>::type;
 
-template <class...>
-using void_t = void;
-
 template <class T>
 struct remove_const {
   using type = T;
@@ -149,11 +146,13 @@ METALSIM_CONSTANT inline constexpr bool is_integral_v = metalsim::is_integer<rem
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_floating_point_v = metalsim::real<remove_cv_t<T>>;
 template <class T>
-METALSIM_CONSTANT inline constexpr bool is_arithmetic_v = is_integral_v<T> || is_floating_point_v<T>;
+METALSIM_CONSTANT inline constexpr bool is_arithmetic_v =
+    is_integral_v<T> || is_floating_point_v<T>;
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_scalar_v = is_arithmetic_v<T> || __is_enum(T);
 template <class T>
-METALSIM_CONSTANT inline constexpr bool is_signed_v = is_arithmetic_v<T> && !(static_cast<T>(-1) > static_cast<T>(0));
+METALSIM_CONSTANT inline constexpr bool is_signed_v =
+    is_arithmetic_v<T> && !(static_cast<T>(-1) > static_cast<T>(0));
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_unsigned_v = is_integral_v<T> && !is_signed_v<T>;
 template <class T>
@@ -178,8 +177,6 @@ template <class T>
 METALSIM_CONSTANT inline constexpr bool is_enum_v = __is_enum(T);
 template <class T>
 METALSIM_CONSTANT inline constexpr bool is_class_v = __is_class(T);
-template <class T>
-METALSIM_CONSTANT inline constexpr bool is_empty_v = __is_empty(T);
 template <class A, class B>
 METALSIM_CONSTANT inline constexpr bool is_base_of_v = __is_base_of(A, B);
 template <class T>
@@ -189,7 +186,8 @@ template <class From, class To>
 METALSIM_CONSTANT inline constexpr bool is_convertible_v = __is_convertible_to(From, To);
 #else
 template <class From, class To>
-METALSIM_CONSTANT inline constexpr bool is_convertible_v = requires(void (&accept)(To), From from) { accept(from); };
+METALSIM_CONSTANT inline constexpr bool is_convertible_v =
+    requires(void (&accept)(To), From from) { accept(from); };
 #endif
 
 #define METALSIM_TRAIT(name) \
@@ -208,7 +206,6 @@ METALSIM_TRAIT(is_reference)
 METALSIM_TRAIT(is_array)
 METALSIM_TRAIT(is_enum)
 METALSIM_TRAIT(is_class)
-METALSIM_TRAIT(is_empty)
 METALSIM_TRAIT(is_trivially_copyable)
 #undef METALSIM_TRAIT
 template <class A, class B>
@@ -222,10 +219,6 @@ T&& declval();
 template <class T>
 METALSIM_INLINE constexpr remove_reference_t<T>&& move(T&& value) {
   return static_cast<remove_reference_t<T>&&>(value);
-}
-template <class T>
-METALSIM_INLINE constexpr T&& forward(remove_reference_t<T>& value) {
-  return static_cast<T&&>(value);
 }
 
 }  // namespace metal

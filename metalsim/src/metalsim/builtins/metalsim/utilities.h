@@ -27,7 +27,7 @@ struct uniform {
   T value;
 
   uniform() = default;
-  METALSIM_INLINE constexpr explicit uniform(T value) : value(value) {}
+  METALSIM_INLINE constexpr uniform(T value) : value(value) {}
   METALSIM_INLINE constexpr operator T() const { return value; }
 };
 template <class T>
@@ -46,6 +46,21 @@ METALSIM_UNIFORM(-)
 METALSIM_UNIFORM(*)
 METALSIM_UNIFORM(/)
 #undef METALSIM_UNIFORM
+
+// Messages to the system's log are dropped.
+struct os_log {
+  METALSIM_INLINE constexpr os_log(const char*, const char*) {}
+  template <class... T>
+  METALSIM_INLINE void log(T...) const {}
+  template <class... T>
+  METALSIM_INLINE void log_debug(T...) const {}
+  template <class... T>
+  METALSIM_INLINE void log_info(T...) const {}
+  template <class... T>
+  METALSIM_INLINE void log_error(T...) const {}
+  template <class... T>
+  METALSIM_INLINE void log_fault(T...) const {}
+};
 
 template <class T>
 METALSIM_INLINE constexpr T* addressof(T& object) {

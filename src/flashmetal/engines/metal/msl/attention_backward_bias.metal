@@ -66,6 +66,8 @@ inline float column_sum(float x) {
     const int row_end = one_row ? sequence.q_length : min(own_row + OWNED, sequence.q_length);
     for (int head = own_head; head <= last_head; ++head) {
       const int head_k = head / int(params.heads_per_kv_head);
+      const Keys keys = keys_of(params, operands, head_k);
+      const Values values = values_of(params, operands, head_k);
       const Score score = Score::of(params, scalars, operands, sequence, head);
       const Dropout dropout = Dropout::of(params, scalars, operands, batch, head);
       for (int block = own_row; block < row_end; block += OWNED) {
@@ -80,8 +82,8 @@ inline float column_sum(float x) {
             operands.grad_o + long(head) * params.grad_o_stride_head +
             sequence.q_offset(params.grad_o_stride_batch, params.grad_o_stride_row, first_row);
         const Pages pages = Pages::of(sequence, key, lane_index);
-        k.take(keys_of(params, operands, head_k), sequence, pages, thread_index);
-        v.take(values_of(params, operands, head_k), sequence, pages, thread_index);
+        k.take(keys, sequence, pages, thread_index);
+        v.take(values, sequence, pages, thread_index);
         if (STAGED) threadgroup_barrier(mem_flags::mem_threadgroup);
         Scores scores = Scores::zero(), grad_scores = Scores::zero();
         scores.multiply(Owned<HEAD_DIM>::load(q, params.q_stride_row, rows_left, lane), k, lane);

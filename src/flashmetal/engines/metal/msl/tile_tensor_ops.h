@@ -140,7 +140,8 @@ struct Owned {
   }
 
   Eight strip(int i, int s, Lane lane) const thread {
-    return OWNED_IN_REGISTERS ? strips[i][s] : read(i, s, lane);
+    if (OWNED_IN_REGISTERS) return strips[i][s];
+    return read(i, s, lane);
   }
 
  private:

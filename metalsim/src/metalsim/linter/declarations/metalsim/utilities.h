@@ -33,8 +33,8 @@ struct uniform {
   T value;
 
   uniform() = default;
-  constexpr explicit uniform(T value) METALSIM_THREAD : value(value) {}
-  constexpr operator T() const METALSIM_THREAD { return value; }
+  constexpr uniform(T value) : value(value) {}
+  constexpr operator T() const { return value; }
 };
 template <class T>
 constexpr uniform<T> make_uniform(T value) {
@@ -58,5 +58,20 @@ METALSIM_OF_OBJECTS(METALSIM_THREAD)
 METALSIM_OF_OBJECTS(__global)
 METALSIM_OF_OBJECTS(__local)
 #undef METALSIM_OF_OBJECTS
+
+struct os_log {
+  constexpr os_log(const __constant char*, const __constant char*) __constant {}
+#define METALSIM_LOG(name) \
+  template <class... T>    \
+  void name(T...) const;   \
+  template <class... T>    \
+  void name(T...) const __constant;
+  METALSIM_LOG(log)
+  METALSIM_LOG(log_debug)
+  METALSIM_LOG(log_info)
+  METALSIM_LOG(log_error)
+  METALSIM_LOG(log_fault)
+#undef METALSIM_LOG
+};
 
 }  // namespace metal

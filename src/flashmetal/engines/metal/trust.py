@@ -1,0 +1,106 @@
+"""Trust on first use: a variant proves itself on a small problem before it serves a call.
+
+A compiler or a GPU that nobody tried may refuse a kernel, or run it wrongly. So the first use of
+each variant computes a small problem of its own and compares it with the float64 reference. The
+verdict is kept by the variant's source, in a file by chip, system and torch version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import warnings
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from .variant import Variant, render
+
+_proving: ContextVar[bool] = ContextVar("proving", default=False)
+
+
+class SetAside(RuntimeError):
+    """A kernel that this machine does not compile, or runs wrongly."""
+
+    def __init__(self, names: Sequence[str], reason: str) -> None:
+        super().__init__(f"flashmetal: {', '.join(names)} is set aside on this machine: {reason}")
+        self.reason = reason
+
+
+class Trust:
+    """Verdicts on variants: "" for right, else what went wrong.
+
+    ``path`` is a JSON file that keeps them, read once; without it they last as long as the process.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._verdicts = _read(path) if path is not None else {}
+
+    def require(self, variants: Sequence[Variant], prove: Callable[[], None]) -> None:
+        """Return if the variants are right, which ``prove`` shows at their first use.
+
+        Whatever ``prove`` raises sets them aside: a warning names them once, and every use raises
+        :class:`SetAside`.
+        """
+        if _proving.get():
+            return
+        key = sha256("".join(map(render, variants)).encode()).hexdigest()[:32]
+        if key not in self._verdicts:
+            self._verdicts[key] = self._prove(variants, prove)
+            self._write()
+        if self._verdicts[key]:
+            raise SetAside([str(variant) for variant in variants], self._verdicts[key])
+
+    def _prove(self, variants: Sequence[Variant], prove: Callable[[], None]) -> str:
+        token = _proving.set(True)
+        try:
+            prove()
+        except Exception as error:  # whatever a compiler or a driver comes up with
+            lines = str(error).strip().splitlines() or [""]
+            reason = f"{type(error).__name__}: {lines[0]}"
+            names = ", ".join(str(variant) for variant in variants)
+            warnings.warn(
+                f"flashmetal: {names} failed its first use on this machine and is set aside "
+                f"({reason}); other kernels serve. Please report `flashmetal verify`",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return reason
+        finally:
+            _proving.reset(token)
+        return ""
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        # Another process may have added its own meanwhile; replaced whole, it is never half there.
+        self._verdicts = {**_read(self._path), **self._verdicts}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._path.with_suffix(f".{os.getpid()}")
+            beside.write_text(json.dumps(self._verdicts, indent=1))
+            beside.replace(self._path)
+        except OSError:
+            self._path = None  # a home that cannot be written to: verdicts last for the process
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def verdicts_path(chip: str) -> Path:
+    """Where verdicts on this machine are kept: below $FLASHMETAL_CACHE_DIR or the user's caches."""
+    given = os.environ.get("FLASHMETAL_CACHE_DIR")
+    caches = Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache")
+    folder = Path(given) if given else caches / "flashmetal"
+    release = platform.mac_ver()[0] or platform.release()
+    name = f"{chip}, {platform.system()} {release}, torch {torch.__version__}"
+    return folder / "verdicts" / f"{name.replace(' ', '_').replace(',', '')}.json"
