@@ -46,11 +46,11 @@ CACHES = (
     Mutation("splits are weighed", "exp(lse - reference)", "1.0f", {}),
     Mutation(
         "each split has its own keys",
-        "split * share + int(simdgroup)",
-        "int(simdgroup)",
+        "first = key_begin + split * share;",
+        "first = key_begin;",
         {},
     ),
-    Mutation("a sink counts in one share", "split == 0 && simdgroup == 0", "true", {"sinks": True}),
+    Mutation("a sink counts in one share", "split == 0 && team == 0", "true", {"sinks": True}),
     Mutation(
         "int4 codes are signed", "& 15) - 8)", "& 15))", {"k_format": "int4", "v_format": "int4"}
     ),
