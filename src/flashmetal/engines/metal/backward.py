@@ -18,7 +18,7 @@ from ...testing import (
 from ...tiles import most_head_dim, tile_of
 from .cooperative import with_layout
 from .forward import refuse
-from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
+from .launch import WIDEST_LOAD, Addresses, Launch, block_work, loads_of
 from .params import Geometry, pack_backward_integers, pack_scalars
 from .proof import small_call
 from .runtime import Runtime, runtime_for
@@ -157,10 +157,11 @@ def _launches(
     runtime.require(tuple(variants.values()), partial(_prove, problem, loads, unit, wanted, extras))
     launches: list[Launch] = []
     for name, variant in variants.items():
-        groups, threads = (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS
+        groups, threads, work = (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS, 0
         if variant.tile is not None:
             groups, threads = _groups(problem, name, variant), variant.tile.threads
-        launches.append(Launch.of(runtime, variant, scalars, groups, threads))
+            work = block_work(problem, variant.tile.owned, 4 if name == "k" else 3)
+        launches.append(Launch.of(runtime, variant, scalars, groups, threads, block_work=work))
     return tuple(launches)
 
 

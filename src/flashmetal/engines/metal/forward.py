@@ -12,7 +12,7 @@ from ...testing import assert_matches_reference
 from ...tiles import most_head_dim, tile_of
 from .cooperative import with_layout
 from .decode import decode
-from .launch import WIDEST_LOAD, Addresses, Launch, loads_of
+from .launch import WIDEST_LOAD, Addresses, Launch, block_work, loads_of
 from .params import Geometry, pack_integers, pack_scalars
 from .proof import small_call
 from .runtime import Runtime, runtime_for
@@ -114,7 +114,8 @@ def _launch(
         rows, group = variant.tile.owned, variant.tile.threads
     scalars = pack_integers(problem, geometry), pack_scalars(problem)
     groups = -(-problem.seqlen_q // rows), problem.heads_q, problem.batch
-    return Launch.of(runtime, variant, scalars, groups, group)
+    work = 0 if variant.tile is None else block_work(problem, rows, 2)
+    return Launch.of(runtime, variant, scalars, groups, group, block_work=work)
 
 
 def forward_variant(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...problem import AttentionInputs, AttentionProblem
 from . import bindings
-from .params import Geometry
+from .params import INTEGERS, Geometry
 from .runtime import Runtime
 from .variant import Loads, Variant
 
@@ -24,13 +24,19 @@ OPERANDS = (
 )
 
 
+# Multiply-adds a core does in half a second, at half the rate of M1's matrix unit: macOS may kill
+# what keeps the GPU busy for longer, so that longer launches are cut along the blocks of rows.
+WORK_PER_CORE = 33_000_000_000
+
+Constants = tuple[tuple[float, ...], ...]  # the integers, and the floats if there are any
+
+
 class Launch(NamedTuple):
-    """A compiled kernel with all its arguments but the tensors."""
+    """A compiled kernel with all its arguments but the tensors, in one part or more."""
 
     function: Callable[..., None]
     operands: tuple[int, ...]  # indices of what a call gives, in binding order
-    constants: tuple[tuple[float, ...], ...]  # the integers, and the floats if there are any
-    threads: tuple[int, int, int]
+    parts: tuple[tuple[Constants, tuple[int, int, int]], ...]  # constants and threads
     group_size: tuple[int, int, int]
 
     @classmethod
@@ -38,27 +44,49 @@ class Launch(NamedTuple):
         cls,
         runtime: Runtime,
         variant: Variant,
-        constants: tuple[tuple[float, ...], ...],
+        constants: Constants,
         groups: tuple[int, int, int],
         group: int,
         known: tuple[str, ...] = OPERANDS,
+        block_work: int = 0,
     ) -> Launch:
-        """``groups`` threadgroups of ``group`` threads, given operands named as in ``known``."""
+        """``groups`` threadgroups of ``group`` threads, given operands named as in ``known``.
+
+        ``block_work`` is the multiply-adds of all groups of one block, if the kernel can be cut.
+        """
+        blocks, *others = groups
+        most = WORK_PER_CORE * runtime.gpu.cores // block_work if block_work else blocks
+        step = max(1, min(blocks, most))
+        parts: list[tuple[Constants, tuple[int, int, int]]] = []
+        for first in range(0, max(blocks, 1), step):
+            integers = list(constants[0])
+            if first:
+                integers[INTEGERS.index("first_block")] = first
+            threads = (min(step, blocks - first) * group, others[0], others[1])
+            parts.append(((tuple(integers), *constants[1:]), threads))
         return cls(
             runtime.kernel(variant),
             tuple(known.index(name) for name in bindings.bound(variant)),
-            constants,
-            (groups[0] * group, groups[1], groups[2]),
+            tuple(parts),
             (group, 1, 1),
         )
 
     def run(self, operands: tuple[Tensor | None, ...]) -> None:
-        self.function(
-            *[operands[index] for index in self.operands],
-            *self.constants,
-            threads=self.threads,
-            group_size=self.group_size,
-        )
+        tensors = [operands[index] for index in self.operands]
+        for constants, threads in self.parts:
+            self.function(*tensors, *constants, threads=threads, group_size=self.group_size)
+
+
+def block_work(problem: AttentionProblem, rows: int, products: float) -> int:
+    """Multiply-adds of a block of ``rows`` in all heads and sequences, at ``products`` a pair.
+
+    A product is a row of k or of v; the larger of the head dimensions counts.
+    """
+    seen = problem.seqlen_k
+    if problem.window_left >= 0 and problem.window_right >= 0:
+        seen = min(seen, problem.window_left + problem.window_right + rows)
+    dims = max(problem.head_dim, problem.head_dim_v)
+    return int(rows * seen * dims * products * problem.heads_q * problem.batch)
 
 
 class Addresses(NamedTuple):

@@ -47,7 +47,7 @@ inline float column_sum(float x) {
   threadgroup float column_sums[TEAMS][STREAMED];
 
   const Operands operands = ATTENTION_OPERANDS;
-  const int key = int(position.x) * STREAMED;
+  const int key = (int(position.x) + int(params.first_block)) * STREAMED;
   const int own_batch = int(position.z) / int(params.bias_heads);
   const int own_head = int(position.z) % int(params.bias_heads);
   const bool one_row = params.bias_rows == 1;

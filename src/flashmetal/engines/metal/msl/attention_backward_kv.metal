@@ -44,7 +44,7 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   const Operands operands = ATTENTION_OPERANDS;
   const int head_k = int(position.y), group = int(params.heads_per_kv_head);
   const Sequence sequence = Sequence::load(params, operands, int(position.z));
-  const int block_begin = int(position.x) * OWNED;
+  const int block_begin = (int(position.x) + int(params.first_block)) * OWNED;
   if (block_begin >= sequence.k_rows) return;  // a shorter sequence of the batch
 
   const int first_key = block_begin + int(simdgroup) / TEAM * ROWS;

@@ -15,10 +15,11 @@
   const int head = int(position.y), head_k = head / int(params.heads_per_kv_head);
   const Sequence sequence = Sequence::load(params, operands, int(position.z));
   const int blocks = (sequence.q_length + OWNED - 1) / OWNED;
-  if (int(position.x) >= blocks) return;  // a shorter sequence of the batch
+  const int place = int(position.x) + int(params.first_block);
+  if (place >= blocks) return;  // a shorter sequence of the batch
 
   // With a causal band later rows see more keys: starting them first shortens the tail.
-  const int block = HAS_WINDOW_RIGHT ? blocks - 1 - int(position.x) : int(position.x);
+  const int block = HAS_WINDOW_RIGHT ? blocks - 1 - place : place;
   const int first_row = block * OWNED + int(simdgroup) / TEAM * ROWS;
   const Mask mask = Mask::of(params, sequence);
   const TileRows rows = {first_row, {Score::of(params, scalars, operands, sequence, head)}};
