@@ -24,7 +24,7 @@ SUFFIXES = ("h", "metal", "py", "txt")
 # A variant is a folder's name and the backend in its metadata, which has no word for "universal".
 VARIANTS = {"torch-metal": "metal", "torch-universal": "cpu"}
 # Integrations import the libraries they serve, by whom flashmetal is loaded here.
-LEFT_OUT = ("cli.py", "integrations", "py.typed", "testing.py", "testing_cache.py")
+LEFT_OUT = ("cli.py", "integrations")
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src" / NAME

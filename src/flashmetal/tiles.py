@@ -118,9 +118,8 @@ def _part(tile: Tile, head_dim: int) -> int:
 @cache
 def _rows(kernel: str, unit: str, family: str, bits: int) -> tuple[tuple[int, Tile], ...]:
     found: list[tuple[int, Tile]] = []
-    package = resources.files(
-        __name__.rpartition(".")[0]
-    )  # not "flashmetal" in the kernels library
+    # The name of this package, which is another in the Hugging Face kernels library.
+    package = resources.files(__name__.rpartition(".")[0])
     text = package.joinpath("tiles.txt").read_text(encoding="ascii")
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]

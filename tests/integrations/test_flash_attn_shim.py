@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
@@ -141,6 +142,21 @@ def test_a_real_flash_attn_comes_first(real_one: Path) -> None:
             importlib.import_module(name)
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         importlib.metadata.version("flash-attn")
+
+
+def test_one_that_another_finder_finds_comes_first_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of an editable install does, whichever of the two is asked first."""
+    spec = importlib.machinery.ModuleSpec("flash_attn", None, origin="elsewhere")
+
+    class Editable:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> object:
+            return spec if name == "flash_attn" else None
+
+    shim.install()
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable])
+    assert importlib.util.find_spec("flash_attn") is spec
+    assert importlib.util.find_spec("flash_attn_interface") is None
 
 
 def test_the_environment_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from flashmetal.engines.metal import metal_runtime
 from flashmetal.integrations import sdpa
 from flashmetal.testing import error_budget
+
+from ..kernels.simulated import runtime
 
 BATCH, HEADS, ROWS, KEYS, HEAD_DIM = 2, 4, 9, 13, 16
 # With one visible key the gradients of query and key are 0, but for the rounding of what cancels.
@@ -276,3 +281,26 @@ def test_default_leaves_small_calls_alone(served: list[str]) -> None:
         assert not served
         scaled_dot_product_attention(large, large, torch.cat([large] * 2, -1))
         assert len(served) == 1
+
+
+def test_mps_tensors_reach_us(served: list[str]) -> None:
+    """Tensors of shapes only, whose way through the dispatcher is that of a Mac's."""
+    with FakeTensorMode(), sdpa.installed():
+        query = torch.empty(1, 8, 2048, 112, device="mps", dtype=torch.float16)
+        out = scaled_dot_product_attention(query, query, query)
+        assert (out.shape, out.device) == (query.shape, query.device)
+        assert len(served) == 1
+
+
+@pytest.mark.parametrize("case", ["causal-more-rows", "bool-three-dimensions"])
+def test_on_the_metal_kernel(case: str, monkeypatch: pytest.MonkeyPatch, installed: None) -> None:
+    """The same answers as the engines of CPUs give, to which the cases above hold them."""
+    sizes, options = CASES[case]
+    tensors, arguments = make(torch.float32, **sizes), options()
+    with torch.no_grad():
+        expected = scaled_dot_product_attention(*tensors, **arguments)
+        monkeypatch.setattr(sdpa, "flash_attn_func", partial(sdpa.flash_attn_func, impl="metal"))
+        with metal_runtime(runtime()):
+            out = scaled_dot_product_attention(*tensors, **arguments)
+    assert not torch.equal(out, torch.zeros_like(out))
+    torch.testing.assert_close(out, expected)

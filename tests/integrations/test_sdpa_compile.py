@@ -85,6 +85,18 @@ def test_any_length_in_one_graph() -> None:
         assert "flashmetal.attention.default" not in targets
 
 
+def test_rules_of_symbolic_sizes() -> None:
+    """Short calls stay PyTorch's and long ones come to us, each in a graph for all such lengths."""
+    targets: list[str] = []
+    with sdpa.installed(devices=("cpu",)), torch.no_grad():
+        call = compiled(targets, dynamic=True)
+        for length, graphs in ((40, 0), (70, 0), (500, 1), (600, 1)):
+            query, value = torch.randn(1, 4, length, 32), torch.randn(1, 4, length, 48)
+            right = scaled_dot_product_attention(query, query, value, is_causal=True)
+            torch.testing.assert_close(call(query, query, value), right)
+            assert targets.count("flashmetal.attention.default") == graphs
+
+
 def test_what_a_trace_remembered_is_forgotten() -> None:
     """Traces with symbolic sizes look the kernel up in a cache of Python's."""
     query = torch.randn(1, 2, 3, 8, requires_grad=True)

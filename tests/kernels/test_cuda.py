@@ -44,7 +44,7 @@ def runtime(gpu: str) -> Runtime:
 
 
 def check_forward(call: dict[str, Any], kernel: str, gpu: str = "M1", splits: int = 0) -> None:
-    problem, inputs = make_inputs(**call, device="cuda")
+    problem, inputs = make_inputs(**{**call, "device": "cuda"})
     problem = problem._replace(num_splits=splits)
     with metal_runtime(runtime(gpu)):
         o, lse = metal.forward(problem, inputs, kernel=kernel)
@@ -52,7 +52,7 @@ def check_forward(call: dict[str, Any], kernel: str, gpu: str = "M1", splits: in
 
 
 def check_backward(call: dict[str, Any], gpu: str = "M1") -> None:
-    problem, inputs = make_inputs(**call, device="cuda")
+    problem, inputs = make_inputs(**{**call, "device": "cuda"})
     with metal_runtime(runtime(gpu)):
         o, lse = metal.forward(problem, inputs)
         gradients = make_output_gradients(o, lse)
@@ -61,13 +61,14 @@ def check_backward(call: dict[str, Any], gpu: str = "M1") -> None:
     assert_gradients_match_reference(found, problem, inputs, *gradients)
 
 
-@pytest.mark.parametrize("kernel", ["tile", "scalar", "decode"])
+@pytest.mark.parametrize("kernel", ["simdgroup", "scalar", "decode", "tensor"])
 @pytest.mark.parametrize(
     ("feature", "dtype"), list(zip(CALLS, cycle(DTYPES), strict=False)), ids=str
 )
 def test_forward(feature: str, dtype: torch.dtype, kernel: str) -> None:
     splits = 3 if kernel == "decode" else 0
-    check_forward({**SHAPE, **CALLS[feature], "dtype": dtype}, kernel, splits=splits)
+    gpu = "M5" if kernel == "tensor" else "M1"
+    check_forward({**SHAPE, **CALLS[feature], "dtype": dtype}, kernel, gpu, splits)
 
 
 @pytest.mark.parametrize("gpu", TILE_GPUS)
@@ -76,7 +77,7 @@ def test_forward(feature: str, dtype: torch.dtype, kernel: str) -> None:
 )
 def test_head_dim(head_dim: int, dtype: torch.dtype, gpu: str) -> None:
     call = {**SHAPE, "head_dim": head_dim, "window_right": 0, "dtype": dtype}
-    check_forward(call, "tile", gpu)
+    check_forward(call, "simdgroup", gpu)
     check_backward(call, gpu)
 
 
@@ -101,7 +102,7 @@ def test_append(case: str, dtype: torch.dtype) -> None:
 
 
 def test_two_runs_give_equal_bits() -> None:
-    problem, inputs = make_inputs(**SHAPE, dtype=torch.float16, device="cuda")
+    problem, inputs = make_inputs(**{**SHAPE, "device": "cuda"}, dtype=torch.float16)
     with metal_runtime(runtime("M1")):
         first, second = (metal.forward(problem, inputs) for _ in range(2))
     assert all(map(torch.equal, bits(*first), bits(*second)))

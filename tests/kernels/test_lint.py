@@ -23,7 +23,7 @@ def test_every_source_file_is_linted() -> None:
 @pytest.mark.parametrize(
     ("kernel", "right", "wrong", "rule"),
     [
-        ("tile", "threadgroup Element* tile,", "device Element* tile,", "address-space"),
+        ("tile", "threadgroup Element* tile;", "device Element* tile;", "address-space"),
         ("tile", "int diagonal() const thread", "int diagonal() thread", "type"),
         ("decode", "const device Element* row", "const Element* row", "address-space"),
     ],

@@ -10,6 +10,7 @@ from . import cache
 from .compiler import CompilationFailed
 from .diagnostics import compile_error
 from .frontend import FunctionConstant, Translation, translate
+from .include_path import torch_headers
 from .launch import KernelRecord, Library
 
 
@@ -48,7 +49,6 @@ class Build(NamedTuple):
     source: str
     function_constants: dict[str | int, FunctionConstant]
     include_dirs: tuple[Path, ...]
-    system_dirs: tuple[Path, ...]
     tensor_definitions: str
     directory: Path
     engine: Engine
@@ -79,7 +79,7 @@ class Build(NamedTuple):
             self.source,
             function_constants=self.function_constants,
             include_dirs=self.include_dirs,
-            system_dirs=self.system_dirs,
+            system_dirs=torch_headers(),
             tensor_definitions=self.tensor_definitions,
         )
         compiler = self.engine.compiler_identity()

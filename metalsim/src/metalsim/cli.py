@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check", help="launch a kernel and list its races and bad accesses; status 1 if it has any"
     )
+    _add_engine(check, "whose checks: metalsim's own, or compute-sanitizer's on an NVIDIA GPU")
     _add_launch(check)
     check.add_argument(
         "--only",
@@ -171,6 +172,8 @@ def _expectation(word: str, arrays: dict[int, Buffer]) -> tuple[int, Path]:
 def _check(options: argparse.Namespace, source: str) -> int:
     from .finding_report import Report
 
+    if options.engine == "cuda":
+        return _check_on_gpu(options, source)
     check = True if options.only is None else options.only
     with collect_findings() as findings:
         kernel, _ = _launch(options, source, check)
@@ -180,6 +183,39 @@ def _check(options: argparse.Namespace, source: str) -> int:
     else:
         report.show()
     return 1 if findings else 0
+
+
+def _check_on_gpu(options: argparse.Namespace, source: str) -> int:
+    from .cuda.sanitizer import TOOLS, sanitize
+
+    checks = list(TOOLS) if options.only is None else options.only.split(",")
+    if unknown := [name for name in checks if name not in TOOLS]:
+        raise ValueError(f"--only {unknown[0]}: on a GPU there are {', '.join(TOOLS)}")
+    kernel = _kernel(options, source, None)
+    hazards = sanitize([sys.executable, "-m", "metalsim", *_run_words(options)], checks)
+    if options.json:
+        found = [{**x._asdict(), "sides": [y._asdict() for y in x.sides]} for x in hazards]
+        record = {"file": str(options.source), "kernel": kernel.name, "findings": found}
+        print(json.dumps(record, indent=2))
+    else:
+        amount = f"{len(hazards) or 'no'} finding{'' if len(hazards) == 1 else 's'}"
+        print(f"{options.source}: kernel {kernel.name}: {amount}")
+        for hazard in hazards:
+            print(str(hazard).replace(f"{PROGRAM_SOURCE}:", f"{options.source}:"))
+    return 1 if hazards else 0
+
+
+def _run_words(options: argparse.Namespace) -> list[str]:
+    """The same launch as a command of its own."""
+    words = ["run", str(options.source), "--engine", "cuda", "--kernel", options.kernel]
+    for name in ("buffers", "threads", "group"):
+        if values := getattr(options, name):
+            words += [f"--{name}", *map(str, values)]
+    for value in options.constant:
+        words += ["--constant", value]
+    for directory in options.include:
+        words += ["-I", directory]
+    return words
 
 
 def _profile(options: argparse.Namespace, source: str) -> int:
@@ -250,6 +286,19 @@ def _launch(
     from .buffer_files import read_buffer
 
     buffers = [read_buffer(slot, word) for slot, word in enumerate(options.buffers)]
+    kernel = _kernel(options, source, check, profile)
+    with schedule(seed=options.seed):
+        kernel(
+            *(buffer.value for buffer in buffers),
+            threads=options.threads,
+            group_size=options.group,
+        )
+    return kernel, buffers
+
+
+def _kernel(
+    options: argparse.Namespace, source: str, check: Check, profile: bool = False
+) -> Kernel:
     library = compile_shader(
         source,
         engine=getattr(options, "engine", "cpu"),
@@ -262,14 +311,7 @@ def _launch(
     if options.kernel is None and len(names) != 1:
         raise ArgumentError(f"{options.source}: choose with --kernel: {', '.join(names) or 'none'}")
     options.kernel = options.kernel or names[0]
-    kernel = getattr(library, options.kernel)
-    with schedule(seed=options.seed):
-        kernel(
-            *(buffer.value for buffer in buffers),
-            threads=options.threads,
-            group_size=options.group,
-        )
-    return kernel, buffers
+    return getattr(library, options.kernel)
 
 
 _COMMANDS = {"run": _run, "check": _check, "profile": _profile}

@@ -15,14 +15,19 @@ class CpuEngine(NamedTuple):
 
     compiler: Compiler
     mode: str
+    inactive_lanes: bool
     directory: Path
-    inactive_lanes: bool = False
     suffix: str = ".so"
 
     def digest(self, *parts: str) -> str:
         """Stands for `parts`, the machine, its flags and the compiler."""
         # The flags depend on the processor: a cache on a shared disk serves several.
-        flags = self._flags()
+        return self._digest(self._flags(), *parts)
+
+    def _flags(self) -> list[str]:
+        return machine.kernel_flags(self.compiler.family, self.mode, self.inactive_lanes)
+
+    def _digest(self, flags: list[str], *parts: str) -> str:
         identity = self.compiler.identity
         return cache.digest(cache.machine_digest(), identity, self.mode, *flags, *parts)
 
@@ -45,9 +50,6 @@ class CpuEngine(NamedTuple):
         self._runtime()
         return LoadedLibrary(path)
 
-    def _flags(self) -> list[str]:
-        return machine.kernel_flags(self.compiler.family, self.mode, self.inactive_lanes)
-
     def _runtime(self) -> Path:
         def build(path: Path) -> None:
             try:
@@ -58,5 +60,5 @@ class CpuEngine(NamedTuple):
                     f"{failure.output}"
                 ) from None
 
-        digest = self._replace(inactive_lanes=False).digest()  # the machine is the same
-        return cache.shared_file(self.directory, f"machine-{digest}.so", build)
+        flags = machine.kernel_flags(self.compiler.family, self.mode)
+        return cache.shared_file(self.directory, f"machine-{self._digest(flags)}.so", build)

@@ -19,7 +19,7 @@ from .errors import ArgumentError, KernelNotFoundError, check_error
 from .findings import Finding, collected
 from .frontend import FunctionConstant
 from .grid import read_grid
-from .include_path import read_include_dirs, torch_headers
+from .include_path import read_include_dirs
 from .launch import MAX_BUFFERS, KernelRecord, Library, Outcome, Request
 from .profile import PROFILE, LineCounters
 
@@ -173,10 +173,8 @@ def compile_shader(
             None reads METALSIM_CHECK: 0, 1 or such names with commas (default: off).
         profile: count by source line too (`Kernel.line_counters`), and the accesses of whole
             simdgroups: 128-byte lines that they touch, bank conflicts. A checking build, slower.
-        function_constants: values by the name or index of `constant T x
-            [[function_constant(index)]]`.
-        include_dirs: where `#include` looks, before torch's own headers (`c10/metal/...`) if torch
-            is installed.
+        function_constants: values by the name or index of `T x [[function_constant(index)]]`.
+        include_dirs: where `#include` looks, before the headers of an installed torch.
         cache_dir: where compiled libraries are kept; default METALSIM_CACHE_DIR, else the user's
             cache directory.
         cooperative_layout: where the lanes of a simdgroup hold the elements of a cooperative
@@ -189,9 +187,8 @@ def compile_shader(
         inactive_lanes: let lanes of a simdgroup diverge at its collectives, each of which is then
             one of the lanes that reach it together, as Metal permits; otherwise that is a
             DivergenceError. Barriers and matrices need all lanes in any case. Slower.
-        engine: "cpu", or "cuda": NVIDIA GPUs, without checks, counters and seeds.
-        float_products: how engine="cuda" multiplies 8x8 matrices of floats: "fma" with the bits of
-            the CPU engine, or "3xtf32", faster and with about 22 bits.
+        engine: "cpu", or "cuda" for NVIDIA GPUs: no checks, counters, seeds or inactive lanes.
+        float_products: 8x8 products of floats on "cuda": "fma" (the CPU's bits) or "3xtf32" (fast).
 
     Returns:
         The library; `library.name` is the kernel called `name`.
@@ -209,16 +206,15 @@ def compile_shader(
         source,
         dict(function_constants or {}),
         read_include_dirs("compile_shader", include_dirs),
-        torch_headers(),
         read_layout(cooperative_layout).definitions(),
         directory,
-        _engine(engine, checks, float_products, inactive_lanes, directory),
+        _engine(engine, checks, inactive_lanes, float_products, directory),
     )
     return ShaderLibrary(*build.library(), checks)
 
 
 def _engine(
-    name: str, checks: int | None, float_products: str, inactive_lanes: bool, directory: Path
+    name: str, checks: int | None, inactive_lanes: bool, float_products: str, directory: Path
 ) -> Engine:
     if float_products not in FLOAT_PRODUCTS:
         known = ", ".join(FLOAT_PRODUCTS)
@@ -229,7 +225,7 @@ def _engine(
         if float_products != "fma":
             raise ValueError("compile_shader: float_products is for engine='cuda'")
         mode = "fast" if checks is None else "check"
-        return CpuEngine(find_compiler(), mode, directory, inactive_lanes)
+        return CpuEngine(find_compiler(), mode, inactive_lanes, directory)
     if name != "cuda":
         raise ValueError(f"compile_shader: engine must be 'cpu' or 'cuda', not {name!r}")
     if checks is not None:
@@ -238,7 +234,10 @@ def _engine(
             "METALSIM_CHECK, or use `metalsim check --engine cuda`"
         )
     if inactive_lanes:
-        raise ValueError("compile_shader: inactive_lanes is for engine='cpu'")
+        raise ValueError(
+            "compile_shader: inactive_lanes is for engine='cpu': on a GPU of NVIDIA all lanes that "
+            "have not returned must reach a collective together"
+        )
     return CudaEngine(float_products)
 
 

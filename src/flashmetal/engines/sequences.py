@@ -172,8 +172,7 @@ def sequences(
                 out[own].view(*form, *out.shape[1:]),
                 lse[:, own].view(lse.shape[0], *form).transpose(0, 1),
             )
-        together = counts[first] <= most_rows
-        yield _sequence(problem, inputs, entries, rows, stored.keys(found[entries], together))
+        yield _sequence(problem, inputs, entries, rows, stored.keys(found[entries]))
 
 
 def _groups(counts: list[int], lengths: list[int], most_rows: int) -> Iterator[tuple[int, int]]:
@@ -222,11 +221,11 @@ class _Store(NamedTuple):
             return cls(k, v, size, False, *rest)
         return cls(joined_k, joined_v, size, True, *rest)
 
-    def keys(self, sequences: list[CachedSequence], together: bool) -> _Keys:
-        """The keys of these sequences, in a cache if need be or if they shall go ``together``."""
+    def keys(self, sequences: list[CachedSequence]) -> _Keys:
+        """The keys of these sequences, as they lie where that is one sequence in one place."""
         columns = max(x.length for x in sequences)
         cache = CachedKeys(sequences=sequences, columns=columns, **self._asdict())
-        plain = None if together else cache.plain()
+        plain = cache.plain() if len(sequences) == 1 else None
         if plain is not None:
             return _Keys(*plain, sequences[0].first, columns)
         return _Keys(self.k.codes, self.v.codes, sequences[0].first, columns, cache)

@@ -116,7 +116,7 @@ def decide(call: Call, software: Software) -> Verdict:
     reason = _refuse_fused(call, sizes, software)
     if reason is not None:
         size = sizes.scores * call.dtypes[0].itemsize
-        formed = f"PyTorch would form {size / 2**20:.0f} MiB of scores: {reason}"
+        formed = f"PyTorch would form {size // 2**20} MiB of scores: {reason}"
         if call.device == "cpu" and call.dropout_p and size < _CPU_DROPOUT_BYTES:
             return Verdict(False, "speed", f"{formed}; on a CPU that is the faster way")
         return Verdict(True, "memory", formed)

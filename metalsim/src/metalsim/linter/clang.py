@@ -43,11 +43,13 @@ _ARTIFACTS = (
     r"binding reference .* to value of type '(?!.*__).*' changes address space",
     r"could not match '(const )?__private .*' against '(?!.*__)",
     r"that would make '(const )?__private .*' equal '(?!.*__)",
-    r"incompatible operand types \('(?!.*__.*' and).*'(const )?__private",
-    r"incompatible operand types \('(const )?__private .* and '(?!.*__)",
+    r"incompatible operand types \('(?!.*__.*' and)",
+    r"incompatible operand types \(.* and '(?!.*__)",
     r"field may not be qualified with an address space(.|\n)*[<,] ?(const )?__private ",
     # For the same reason none of the overloads for all address spaces is the best.
     r"(overloaded operator|call to member function) .* is ambiguous",
+    # To a pointer in an address space it adds no object that converts to an integer.
+    r"invalid operands to binary .*\*(__private)?'\)? and '(const )?__private (?!float|half|__bf)",
     # Implicit copies cannot read __constant.
     r"implicit (copy|move) .*reference in address space '__constant'",
     # The compiler's vectors take no list of fewer elements.

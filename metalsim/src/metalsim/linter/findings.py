@@ -25,7 +25,7 @@ RULES = {
     "rtti": "no dynamic_cast, typeid",
     "source": "the source is Metal as metalsim's front end understands it",
     "static-local": "no static or thread_local variables in functions",
-    "threadgroup-variable": "threadgroup variables are declared in kernels, without initializers",
+    "threadgroup-variable": "threadgroup variables are declared in kernels",
     "threads": "a kernel asks for 1 to 1024 threads a threadgroup",
     "type": "expressions have the types that their operators and functions take",
     "variable-length-array": "arrays have constant lengths",

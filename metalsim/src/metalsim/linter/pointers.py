@@ -83,7 +83,9 @@ def _specifiers(tokens: list[Token]) -> Iterator[Token]:
         elif text == "auto":
             is_deduced = True
         elif text in _MARKS:
-            if not has_space and not is_deduced:
+            # Metal takes `device T*& x` for a reference to a pointer in thread.
+            is_of_pointer = at > 0 and text == "&" and tokens[at - 1].text == "*"
+            if not has_space and not is_deduced and not is_of_pointer:
                 yield tokens[at]
             has_space = is_deduced = False
         elif text == "<":

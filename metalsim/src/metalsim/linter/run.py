@@ -29,6 +29,7 @@ NEEDS_CLANG = (
 )
 """Rules that are left out where there is no clang; conversions between address spaces too."""
 _FRONT_END_RULES = (
+    ("source", "initializer"),
     ("buffer-index", "buffer("),
     ("program-scope", "program scope variable"),
     ("threadgroup-variable", "threadgroup variable"),

@@ -44,7 +44,7 @@ class Recorder(Rewriter):
         self._is_thread_implied = is_thread_implied
 
     def _open(self, head: list[Token], brace: Token, depth: int) -> None:
-        super()._open(self._noted(head), brace, depth)
+        super()._open(self._noted(head, depth), brace, depth)
 
     def _statement(self, statement: list[Token], end: Token) -> None:
         super()._statement(self._noted(statement), end)
@@ -58,8 +58,10 @@ class Recorder(Rewriter):
         if token.text not in REFUSED:  # which check_words finds, every one of them
             super()._refuse_word(token, before)
 
-    def _noted(self, tokens: list[Token]) -> list[Token]:
-        segment = Segment(tokens, self._scopes[-1].kind)
+    def _noted(self, tokens: list[Token], depth: int = 0) -> list[Token]:
+        # What is between lists in braces declares nothing.
+        is_rest = self._scopes[-1].kind in ("namespace", "type") and (depth or self._goes_on)
+        segment = Segment(tokens, "data" if is_rest else self._scopes[-1].kind)
         if not segment.is_whole:
             return tokens
         self.segments.append(segment)

@@ -17,6 +17,7 @@ T twice(const thread T& value) {
   return value + value;
 }
 inline float add(const thread float& x, float y) { return x + y; }
+inline void advance(const device float*& rows, int stride) { rows += stride; }
 inline void copy(Destination to, Source from, const device float* const thread* rows) {
   *to = *from + *rows[0];
 }
@@ -30,6 +31,7 @@ kernel void accepted(device float* out [[buffer(0)]], constant Rows& rows [[buff
   thread float& alias = other.weight;
   auto& deduced = out[i];
   const device float* list[2] = {out, mine.row(1)};
+  advance(list[0], 4);
   copy(out, mine.first, list);
   float4 four = float4(float2(1.0f), alias, 2.0f);
   deduced = reinterpret_cast<device float*>(out)[0] + four.xy.x * int(i & 3);

@@ -10,3 +10,9 @@ kernel void refused(device float* out) {
 kernel float refused(device float* out) {  // refused
   return out[0];
 }
+
+// refuses
+kernel void refused(device float* out) {
+  threadgroup float total = 0;  // refused
+  out[0] = total;
+}

@@ -13,9 +13,3 @@ inline float helper(uint i) {
   return tile[i];
 }
 kernel void refused(device float* out) { out[0] = helper(0); }
-
-// refuses
-kernel void refused(device float* out) {
-  threadgroup float total = 0;  // refused
-  out[0] = total;
-}

@@ -42,13 +42,17 @@ def is_ours(module: "ModuleType | None") -> bool:
 
 def real_flash_attn() -> str | None:
     """Where a flash_attn lies that is not ours, or None."""
-    from importlib.machinery import PathFinder
-
     loaded = sys.modules.get("flash_attn")
     if loaded is not None and not is_ours(loaded):
         return getattr(loaded, "__file__", None) or "sys.modules"
-    spec = PathFinder.find_spec("flash_attn")
-    return None if spec is None else spec.origin or str(spec.submodule_search_locations)
+    for finder in sys.meta_path:  # an editable install has one of its own
+        find = getattr(finder, "find_spec", None)
+        if find is None or getattr(finder, "origin", None) == ORIGIN:
+            continue
+        spec = find("flash_attn", None)
+        if spec is not None:
+            return spec.origin or str(spec.submodule_search_locations)
+    return None
 
 
 class Finder:

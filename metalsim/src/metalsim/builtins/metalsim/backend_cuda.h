@@ -4,13 +4,14 @@
 
 #include "../../machine/engine.h"
 
-#define METALSIM_INLINE inline __attribute__((always_inline))
+// Without debug information of its own, so that inlined code stands at the user's line.
+#define METALSIM_INLINE inline __attribute__((always_inline, nodebug))
 #define METALSIM_UNOBSERVED METALSIM_INLINE
 #define METALSIM_DEVICE
 #define METALSIM_CONSTANT
 #define METALSIM_THREADGROUP
 #define METALSIM_THREAD
-#define METALSIM_KERNEL static METALSIM_INLINE
+#define METALSIM_KERNEL static inline __attribute__((always_inline))
 
 // NVIDIA's mathematical function of one float precision: libdevice's, full precision.
 #define METALSIM_MATH(name) __nv_##name##f

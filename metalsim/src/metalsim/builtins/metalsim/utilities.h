@@ -27,7 +27,7 @@ struct uniform {
   T value;
 
   uniform() = default;
-  METALSIM_INLINE constexpr uniform(T value) : value(value) {}
+  METALSIM_INLINE constexpr explicit uniform(T value) : value(value) {}
   METALSIM_INLINE constexpr operator T() const { return value; }
 };
 template <class T>

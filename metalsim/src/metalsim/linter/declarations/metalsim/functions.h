@@ -18,15 +18,26 @@ using truth = vector<bool, Shape<T>::length>;
 
 }  // namespace metalsim
 
+// fast:: and precise:: have the same functions, of which a program may add overloads.
+#define METALSIM_ALSO(name) \
+  namespace fast {          \
+  using metal::name;        \
+  }                         \
+  namespace precise {       \
+  using metal::name;        \
+  }
 #define METALSIM_FUNCTION_1(name) \
   template <class T>              \
-  constexpr T name(T);
-#define METALSIM_FUNCTION_2(name) \
-  template <class A, class B>     \
-  constexpr metalsim::common<A, B> name(A, B);
-#define METALSIM_FUNCTION_3(name)      \
-  template <class A, class B, class C> \
-  constexpr metalsim::common<metalsim::common<A, B>, C> name(A, B, C);
+  constexpr T name(T);            \
+  METALSIM_ALSO(name)
+#define METALSIM_FUNCTION_2(name)              \
+  template <class A, class B>                  \
+  constexpr metalsim::common<A, B> name(A, B); \
+  METALSIM_ALSO(name)
+#define METALSIM_FUNCTION_3(name)                                      \
+  template <class A, class B, class C>                                 \
+  constexpr metalsim::common<metalsim::common<A, B>, C> name(A, B, C); \
+  METALSIM_ALSO(name)
 
 namespace metal {
 
@@ -177,12 +188,15 @@ constexpr To as_type(From) {
   return To();
 }
 
-namespace fast {
-using namespace metal;
-}  // namespace fast
-namespace precise {
-using namespace metal;
-}  // namespace precise
+METALSIM_ALSO(abs)
+METALSIM_ALSO(clamp)
+METALSIM_ALSO(frexp)
+METALSIM_ALSO(ilogb)
+METALSIM_ALSO(ldexp)
+METALSIM_ALSO(max)
+METALSIM_ALSO(min)
+METALSIM_ALSO(modf)
+METALSIM_ALSO(sincos)
 
 }  // namespace metal
 using metal::as_type;

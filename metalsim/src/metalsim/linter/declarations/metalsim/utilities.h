@@ -33,7 +33,7 @@ struct uniform {
   T value;
 
   uniform() = default;
-  constexpr uniform(T value) : value(value) {}
+  constexpr explicit uniform(T value) : value(value) {}
   constexpr operator T() const { return value; }
 };
 template <class T>
