@@ -253,6 +253,7 @@ def test_flash_style_name_generates_a_batch_of_requests() -> None:
     prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14], [15, 16, 17]]
     for kind in ("gpt-oss-sinks", "gemma2-softcap"):
         model = make_model(kind)
+        model.set_attn_implementation("eager")  # some versions let Gemma 2 drop its softcap in sdpa
         expected = [
             model.generate(torch.tensor([x]), generation_config=options)[0, len(x) :].tolist()
             for x in prompts

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
+from .masks import bias_of_mask
+
 MaskFunction = Callable[..., Any]
 _BOTH_SIDES = masking_utils.bidirectional_mask_function
 _CAUSAL = masking_utils.causal_mask_function
@@ -112,7 +114,7 @@ def attention_mask(
         device=device,
         **kwargs,
     )
-    return None if mask is None else additive(mask, dtype)
+    return None if mask is None else bias_of_mask(mask, dtype, kv_length)
 
 
 def band_of(mask_function: MaskFunction) -> Band | None:
@@ -262,29 +264,20 @@ def read(mask: Tensor | None, keys: int, causal: bool, dtype: torch.dtype) -> St
         return Structure(Band(causal), keys)
     if mask.ndim == 2:
         real = (mask != 0)[:, None, None, :]
-        return Structure(Band(causal), mask.shape[1], additive(real, dtype))
+        return Structure(Band(causal), mask.shape[1], bias_of_mask(real, dtype, mask.shape[1]))
     if mask.dtype == torch.int64:
         ends = mask[0, 0, 0, : mask.shape[0]].to(torch.int32)
         size, windowed = divmod(mask.shape[1], 2)
         band, longest = (Band(True, size), keys) if windowed else (Band(True), size)
         return Structure(band, keys, ends=ends, longest=longest)
     if mask.dtype not in (torch.int8, torch.uint8):
-        return Structure(Band(False), keys, additive(mask, dtype))
+        return Structure(Band(False), keys, bias_of_mask(mask, dtype, mask.shape[-1]))
     window, both_sides = divmod(mask.shape[1], 2)
     found = Structure(Band(not both_sides, window), mask.shape[3])
     if mask.stride(3) == 0:
         return found
     if mask.dtype == torch.int8:
-        return found._replace(bias=additive(mask[:, :1] != 0, dtype))
+        return found._replace(bias=bias_of_mask(mask[:, :1] != 0, dtype, mask.shape[3]))
     real = mask[:, 0, 0].int()
     first = real.argmax(-1).int()
     return found._replace(first=first, end=first + real.sum(-1, dtype=torch.int32))
-
-
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bias of ``dtype`` (or float32): boolean masks become 0 and -inf."""
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
-            ~mask, float("-inf")
-        )
-    return mask if mask.dtype == torch.float32 else mask.to(dtype)
