@@ -1,4 +1,4 @@
-"""The command line: ``flashmetal doctor`` and ``flashmetal explain``; needs the extra ``cli``."""
+"""The command line: ``flashmetal doctor``, ``explain`` and ``verify``; needs the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
+from .checks import KERNELS
 from .engines.metal.gpu import Gpu
 from .plan import ENGINES, Plan, plan
 from .problem import AttentionInputs, AttentionProblem, make_request
@@ -24,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if find_spec("rich") is None:
         print("flashmetal: this needs rich: pip install 'flashmetal[cli]'", file=sys.stderr)
         return 1
+    if options.command == "verify":
+        return _verify(options)
     return _doctor() if options.command == "doctor" else _explain(options)
 
 
@@ -47,7 +51,21 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--alibi", action="store_true")
     explain.add_argument("--grad", action="store_true", help="an input needs gradients")
     explain.add_argument("--impl", choices=("auto", *ENGINES), default="auto")
+    verify = commands.add_parser("verify", help="the Metal kernels against the reference")
+    verify.add_argument("--full", action="store_true", help="every feature and head dim")
+    verify.add_argument("--kernel", choices=KERNELS, action="append", help="default: all")
+    verify.add_argument("--dtype", choices=_DTYPES, action="append", help="default: all")
+    verify.add_argument("--device", default=_device(), help="default: %(default)s")
+    verify.add_argument("--output-dir", type=Path, help="where the results go as JSON, to share")
     return parser
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verify import verify
+
+    kernels, dtypes = options.kernel or KERNELS, options.dtype or _DTYPES
+    folder: Path | None = options.output_dir
+    return verify(options.device, tuple(kernels), tuple(dtypes), options.full, folder)
 
 
 def _device() -> str:
