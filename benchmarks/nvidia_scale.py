@@ -111,12 +111,12 @@ def dense(case: Case, device: str, length: int) -> dict[str, float]:
     sinks = torch.randn(8, device=device) if case.sinks else None
     backward = case.kind == "backward"
     leaves = [x.requires_grad_(backward) for x in (q, k, v)]
+    grad_out = torch.randn_like(q) if backward else q
     options: dict[str, Any] = dict(window_size=case.window, s_aux=sinks)
     before = _reset_memory(device)
     start = time.perf_counter()
     out = flashmetal.flash_attn_func(q, k, v, **options, impl="metal", kernel="simdgroup")
     gradients: tuple[Tensor, ...] = ()
-    grad_out = torch.randn_like(out)
     if backward:
         gradients = torch.autograd.grad(out, leaves, grad_out)
     seconds, memory = _finish(device, start, before)
