@@ -1,4 +1,4 @@
-"""The command line: ``flashmetal doctor`` and ``flashmetal explain``; needs the extra ``cli``."""
+"""The command line, ``flashmetal``; needs the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import torch
 
+from . import trace_report
 from .engines.metal.gpu import Gpu
 from .plan import ENGINES, Plan, plan
 from .problem import AttentionInputs, AttentionProblem, make_request
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if find_spec("rich") is None:
         print("flashmetal: this needs rich: pip install 'flashmetal[cli]'", file=sys.stderr)
         return 1
+    if options.command == "trace":
+        return trace_report.run(options)
     return _doctor() if options.command == "doctor" else _explain(options)
 
 
@@ -47,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--alibi", action="store_true")
     explain.add_argument("--grad", action="store_true", help="an input needs gradients")
     explain.add_argument("--impl", choices=("auto", *ENGINES), default="auto")
+    trace_report.add_command(commands)
     return parser
 
 
