@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import torch
 
 from . import trace_report
+from .bench.options import add_command as add_bench
 from .engines.metal.gpu import Gpu
 from .plan import ENGINES, Plan, plan
 from .problem import AttentionInputs, AttentionProblem, make_request
@@ -27,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.command == "trace":
         return trace_report.run(options)
+    if options.command == "bench":
+        from .bench import command
+
+        return command.run(options)
     return _doctor() if options.command == "doctor" else _explain(options)
 
 
@@ -51,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--grad", action="store_true", help="an input needs gradients")
     explain.add_argument("--impl", choices=("auto", *ENGINES), default="auto")
     trace_report.add_command(commands)
+    add_bench(commands, _device())
     return parser
 
 
