@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from cases import CAUSAL, FULL, Case
-from contestants import as_padded, contestants, eager, own_engines
+
+from flashmetal.bench.contestants import as_padded, contestants, eager, own_engines
+from flashmetal.bench.memory import forget_peak, resident_peak
 
 SEQLENS = (2048, 4096, 8192, 16384)
 # One head: eager's scores at S=16384 are 1 GiB a copy already.
@@ -21,23 +21,6 @@ def peak_bytes(subject: str, seqlen: int) -> int:
     """The peak resident bytes of one call above what its inputs and torch itself hold."""
     command = [sys.executable, __file__, subject, str(seqlen)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _resident_peak() -> int:
-    """The most bytes the process has held so far."""
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux hands ru_maxrss on from the parent process; the high-water mark is our own.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError("/proc/self/status holds no VmHWM")
-
-
-def _forget_peak() -> None:
-    """Bring the peak down to what is held now, past what importing torch took; Linux only."""
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _case(subject: str, seqlen: int) -> Case:
@@ -57,10 +40,10 @@ def _measure(subject: str, seqlen: int) -> int:
         call = partial(eager, problem, padded, None, inputs)
     else:
         call = own_engines(problem, inputs)[subject.split(",")[0]]
-    _forget_peak()
-    before = _resident_peak()
+    forget_peak()
+    before = resident_peak()
     call()
-    return _resident_peak() - before
+    return resident_peak() - before
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 import torch
 from cases import CASES, Case
-from contestants import Contestant, contestants
 from memory import MEMORY_SUBJECTS, SEQLENS, peak_bytes
 from report import machine, plot_memory, plot_speed, print_table, write_json
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from flashmetal.bench.contestants import Contestant, contestants
 from flashmetal.plan import plan
 from flashmetal.problem import AttentionInputs, AttentionProblem
 from flashmetal.reference import attention_reference

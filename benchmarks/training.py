@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from cases import CAUSAL, UNEVEN, Case
-from contestants import Padded, additive_mask, as_padded, eager, sdpa_call
 from report import machine
 from rich.console import Console
 from rich.progress import track
@@ -30,6 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 import flashmetal
+from flashmetal.bench.contestants import Padded, additive_mask, as_padded, eager, sdpa_call
 from flashmetal.gradients import Gradients
 from flashmetal.plan import plan
 from flashmetal.problem import AttentionInputs, AttentionProblem

@@ -13,6 +13,7 @@ from .api_cache import flash_attn_3_with_kvcache, flash_attn_with_kvcache
 from .explain import explain
 from .kvcache import CacheMemory, CacheShape, CacheStep, PagedKVCache
 from .page_pool import CacheFullError
+from .trace import start_if_asked
 
 __all__ = [
     "CacheFullError",
@@ -31,3 +32,5 @@ __all__ = [
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
 ]
+
+start_if_asked()

@@ -1,4 +1,4 @@
-"""The command line: ``flashmetal doctor``, ``explain`` and ``verify``; needs the extra ``cli``."""
+"""The command line, ``flashmetal``; needs the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from . import trace_report
+from .bench.options import add_command as add_bench
 from .checks import KERNELS
 from .engines.metal.gpu import Gpu
 from .plan import ENGINES, Plan, plan
@@ -26,6 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if find_spec("rich") is None:
         print("flashmetal: this needs rich: pip install 'flashmetal[cli]'", file=sys.stderr)
         return 1
+    if options.command == "trace":
+        return trace_report.run(options)
+    if options.command == "bench":
+        from .bench import command
+
+        return command.run(options)
     if options.command == "verify":
         return _verify(options)
     return _doctor() if options.command == "doctor" else _explain(options)
@@ -51,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--alibi", action="store_true")
     explain.add_argument("--grad", action="store_true", help="an input needs gradients")
     explain.add_argument("--impl", choices=("auto", *ENGINES), default="auto")
+    trace_report.add_command(commands)
+    add_bench(commands, _device())
     verify = commands.add_parser("verify", help="the Metal kernels against the reference")
     verify.add_argument("--full", action="store_true", help="every feature and head dim")
     verify.add_argument("--kernel", choices=KERNELS, action="append", help="default: all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from .checks import IMPLS, KERNELS
@@ -37,3 +38,22 @@ def _one_of(name: str, allowed: tuple[str, ...]) -> str | None:
     if value is not None and value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     return value
+
+
+def trace_target() -> str | None:
+    """$FLASHMETAL_TRACE: None where it is unset or 0, "1" for a table, or the path of a JSON file.
+
+    Raises ValueError for a path that cannot be written.
+    """
+    target = os.environ.get("FLASHMETAL_TRACE", "0")
+    if target in ("", "0"):
+        return None
+    if target != "1":
+        check_trace_path("FLASHMETAL_TRACE", target)
+    return target
+
+
+def check_trace_path(name: str, path: str | None) -> None:
+    """ValueError unless a file can be made at ``path``: told before the calls, not after them."""
+    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        raise ValueError(f"{name} must be a file in a folder that exists, got {path!r}")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from flashmetal.engines import portable, stock
-from flashmetal.plan import plan
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from ..engines import portable, stock
+from ..plan import plan
+from ..problem import AttentionInputs, AttentionProblem
 
 Call = Callable[[], tuple[Tensor, Tensor | None]]
 
@@ -39,7 +40,7 @@ def contestants(
     padded = as_padded(problem, inputs)
     mask = additive_mask(problem, inputs)
     if "eager" in rivals:
-        found.append(Contestant("eager", partial(_eager_call, problem, padded, mask, inputs)))
+        found.append(Contestant("eager", eager_call(problem, padded, mask, inputs)))
     if "sdpa" in rivals and not problem.softcap and not problem.sinks:
         found.append(Contestant("sdpa", sdpa_call(problem, padded, mask)))
     return found
@@ -71,19 +72,34 @@ class Padded(NamedTuple):
 
 
 def as_padded(problem: AttentionProblem, inputs: AttentionInputs) -> Padded:
-    tensors = inputs.q, inputs.k, inputs.v
-    if inputs.cu_seqlens_q is None:
-        return Padded(*(x.transpose(1, 2) for x in tensors), None)
-    lengths: list[int] = inputs.cu_seqlens_q.diff().tolist()
-    pad = torch.nn.utils.rnn.pad_sequence
-    return Padded(*(pad(x.split(lengths), True).transpose(1, 2) for x in tensors), lengths)
+    starts_q, starts_k = inputs.cu_seqlens_q, inputs.cu_seqlens_k
+    if starts_q is None or starts_k is None:
+        q, k, v = (x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
+        return Padded(q, k, v, None)
+    k, v = (_pad(x, _lengths(starts_k)) for x in (inputs.k, inputs.v))
+    return Padded(_pad(inputs.q, _lengths(starts_q)), k, v, _lengths(starts_q))
+
+
+def _lengths(starts: Tensor) -> list[int]:
+    return [int(length) for length in starts.diff()]
+
+
+def _pad(x: Tensor, lengths: list[int]) -> Tensor:
+    entries = list(torch.split(x, lengths))
+    return torch.nn.utils.rnn.pad_sequence(entries, batch_first=True).transpose(1, 2)
 
 
 def additive_mask(problem: AttentionProblem, inputs: AttentionInputs) -> Tensor | None:
     """Everything that is added to the scores, materialised: (B|1, Hq|1, Sq, Sk) in q's dtype."""
-    rows = torch.arange(problem.seqlen_q)[:, None] + problem.seqlen_k - problem.seqlen_q
-    keys = torch.arange(problem.seqlen_k)
-    mask = torch.zeros(1, 1, problem.seqlen_q, problem.seqlen_k)
+    bounded = problem.window_left >= 0 or problem.window_right >= 0
+    added = inputs.alibi_slopes, inputs.bias, inputs.cu_seqlens_k
+    if not bounded and all(x is None for x in added):
+        return None
+    device = inputs.q.device
+    rows = torch.arange(problem.seqlen_q, device=device)[:, None]
+    rows = rows + problem.seqlen_k - problem.seqlen_q
+    keys = torch.arange(problem.seqlen_k, device=device)
+    mask = torch.zeros(1, 1, problem.seqlen_q, problem.seqlen_k, device=device)
     if problem.window_left >= 0:
         mask.masked_fill_(keys < rows - problem.window_left, -torch.inf)
     if problem.window_right >= 0:
@@ -116,10 +132,11 @@ def eager(
     return torch.matmul(p[..., : problem.seqlen_k], v)
 
 
-def _eager_call(
+def eager_call(
     problem: AttentionProblem, padded: Padded, mask: Tensor | None, inputs: AttentionInputs
-) -> tuple[Tensor, None]:
-    return padded.pack(eager(problem, padded, mask, inputs)), None
+) -> Call:
+    """:func:`eager` in the layout of q."""
+    return lambda: (padded.pack(eager(problem, padded, mask, inputs)), None)
 
 
 def sdpa_call(problem: AttentionProblem, padded: Padded, mask: Tensor | None) -> Call:
@@ -133,6 +150,49 @@ def sdpa_call(problem: AttentionProblem, padded: Padded, mask: Tensor | None) ->
     def call() -> tuple[Tensor, None]:
         o = F.scaled_dot_product_attention(
             padded.q, padded.k, padded.v, kept, is_causal=flag, scale=problem.scale, enable_gqa=True
+        )
+        return padded.pack(o), None
+
+    return call
+
+
+def flex_call(problem: AttentionProblem, padded: Padded, inputs: AttentionInputs) -> Call:
+    """flex_attention, compiled, with a block mask made before; it has no sinks."""
+    left, right = problem.window_left, problem.window_right
+    shift, cap, slopes = problem.seqlen_k - problem.seqlen_q, problem.softcap, inputs.alibi_slopes
+    lengths = None if inputs.cu_seqlens_k is None else inputs.cu_seqlens_k.diff()
+
+    def visible(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        del head
+        seen = key >= 0
+        if left >= 0:
+            seen = seen & (key >= row + shift - left)
+        if right >= 0:
+            seen = seen & (key <= row + shift + right)
+        return seen if lengths is None else seen & (key < lengths[batch])
+
+    def score(value: Tensor, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        del batch
+        if cap:
+            value = torch.tanh(value / cap) * cap
+        return value if slopes is None else value - slopes[head] * (row + shift - key).abs()
+
+    hides = left >= 0 or right >= 0 or lengths is not None
+    batch = None if lengths is None else problem.batch
+    sizes = problem.seqlen_q, problem.seqlen_k, inputs.q.device
+    mask = create_block_mask(visible, batch, None, *sizes) if hides else None
+    score_mod = score if cap or slopes is not None else None
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+
+    def call() -> tuple[Tensor, None]:
+        o = compiled(
+            padded.q,
+            padded.k,
+            padded.v,
+            score_mod,
+            mask,
+            scale=problem.scale,
+            enable_gqa=problem.heads_q != problem.heads_k,
         )
         return padded.pack(o), None
 

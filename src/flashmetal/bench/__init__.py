@@ -1,0 +1,1 @@
+"""``flashmetal bench``: attention of real models, timed beside PyTorch's own ways."""

@@ -1,0 +1,37 @@
+"""The picture of ``flashmetal bench``; needs the extra ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .measure import Row
+
+
+def plot(path: Path, rows: list[Row], peaks: dict[str, dict[int, int]]) -> None:
+    """Milliseconds by workload and contestant; beside them memory by length where measured."""
+    names = list(dict.fromkeys(row.workload for row in rows))
+    contestants = list(dict.fromkeys(row.contestant for row in rows))
+    figure = Figure(figsize=(7 + (6 if peaks else 0), 2 + 0.6 * len(names)), layout="constrained")
+    grid = figure.subplots(1, 2 if peaks else 1, squeeze=False)[0]
+    height = 0.8 / len(contestants)
+    for place, contestant in enumerate(contestants):
+        timed = [row for row in rows if row.contestant == contestant and row.median_ms is not None]
+        places = [names.index(row.workload) + height * place for row in timed]
+        grid[0].barh(places, [row.median_ms or 0.0 for row in timed], height, label=contestant)
+    grid[0].set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
+    grid[0].invert_yaxis()
+    grid[0].set_xscale("log")
+    grid[0].set_xlabel("median ms, forward (log)")
+    grid[0].legend()
+    for contestant, points in peaks.items():
+        megabytes = [peak / 1e6 for peak in points.values()]
+        grid[1].plot(list(points), megabytes, marker="o", label=contestant)
+    if peaks:
+        grid[1].set_xscale("log", base=2)
+        grid[1].set_yscale("log")
+        grid[1].set_xlabel("sequence length")
+        grid[1].set_ylabel("peak MB above the inputs (log)")
+        grid[1].legend()
+    figure.savefig(path, dpi=120)
