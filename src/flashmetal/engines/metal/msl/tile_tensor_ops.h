@@ -80,8 +80,8 @@ struct Product {
       if (c.is_valid_element(slot)) shared[index_of<false>(place[1], place[0])] = c[slot];
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
+    // No barrier behind it: what a lane reads here it alone overwrites, in the next product's put.
     for (int slot = 0; slot < 16; ++slot) sum[slot] = shared[place_of<false>(slot, lane)];
-    simdgroup_barrier(mem_flags::mem_threadgroup);
   }
 
  private:
