@@ -12,6 +12,7 @@ import torch
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, launch, metal_runtime
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import (
     assert_matches_reference,
     differentiable,
@@ -43,9 +44,8 @@ def test_a_cut_launch_gives_the_bits_of_a_whole_one(call: str) -> None:
             metal_runtime(Runtime(noting(ran), "cpu", Gpu.named(gpu))),
         ):
             o, lse = metal.forward(problem, inputs, kernel=kernel)
-            grad_o, grad_lse = make_output_gradients(o, lse)
-            saved = problem, inputs, o, lse, grad_o, grad_lse
-            gradients = metal.backward(*saved, differentiable(inputs), kernel)
+            rows = QueryRows(o, lse, *make_output_gradients(o, lse))
+            gradients = metal.backward(problem, inputs, rows, differentiable(inputs), kernel)
         results.append([x for x in (o, lse, *gradients) if x is not None])
         launches.append(len([name for name in ran if name != "cooperative_probe"]))
     assert launches[1] > 2 * launches[0]
