@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashmetal import distributed
 
+from ..operations import Operations
 from .processes import Processes
 from .spread import mesh
 
 SEQLEN, HEADS, DIM = 1024, 4, 16
-
-
-class Largest(TorchDispatchMode):
-    """The elements of the largest tensor that an operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return result
 
 
 def held(rank: int, attention: str, size: int) -> tuple[int, int]:
@@ -42,9 +25,9 @@ def held(rank: int, attention: str, size: int) -> tuple[int, int]:
 
     function = getattr(distributed, f"{attention}_attn_func")
     shards = [torch.ones(1, SEQLEN // size, HEADS, DIM, requires_grad=True) for _ in range(3)]
-    with Largest() as mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with Operations() as mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         function(*shards, causal=True, group=mesh(size)).sum().backward()
-    return mode.elements, sum(saved)
+    return mode.largest, sum(saved)
 
 
 @pytest.mark.parametrize("attention", ["ring", "ulysses"])
