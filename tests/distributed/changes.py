@@ -16,10 +16,10 @@ from flashmetal.distributed import groups, ring, sharding, ulysses
 @contextmanager
 def _forgetting() -> Generator[None]:
     """What was cut before and after the change is not used."""
-    for cached in (sharding.cached_meetings, sharding.cached_steps):
+    for cached in (sharding.cached_meetings, sharding.cached_steps, sharding.cached_index):
         cached.cache_clear()
     yield
-    for cached in (sharding.cached_meetings, sharding.cached_steps):
+    for cached in (sharding.cached_meetings, sharding.cached_steps, sharding.cached_index):
         cached.cache_clear()
 
 
@@ -70,6 +70,11 @@ def _strays(shift: Any) -> Any:
     return shifted
 
 
+def _as_they_come(cut: Any, seqlens: Any, rank: int, device: Any) -> Any:
+    first = sum(sum(cut.lengths(seqlens, before)) for before in range(rank))
+    return torch.arange(first, first + sum(cut.lengths(seqlens, rank)), device=device)
+
+
 def _wider(left: int, right: int) -> Callable[[Any], Any]:
     def change(visible: Any) -> Any:
         return lambda q, k, at, window: visible(q, k, at, (window[0] + left, window[1] + right))
@@ -104,7 +109,7 @@ BROKEN: dict[str, tuple[Callable[[int], Any], str, str]] = {
         "sinks",
     ),
     "rows in the order of the ranks": (
-        _patched(ulysses._Rows, "order", lambda old: lambda *x: old(*x).sort().values),
+        _patched(ulysses, "cached_index", lambda _: _as_they_come),
         "ulysses",
         "causal",
     ),
@@ -135,5 +140,6 @@ CHANGES: dict[str, Callable[[int], Any]] = {
     **{name: change for name, (change, *_) in BROKEN.items()},
     "a rank dies": _fails_in_its_second_call(lambda: os._exit(1)),
     "a rank raises": _fails_in_its_second_call(_raise),
+    "short calls": _patched(sharding, "MOST_ROWS", lambda _: 7),
     "through copies": _patched(groups, "_on_carrier", lambda _: lambda x, group: x.cpu().clone()),
 }

@@ -1,9 +1,10 @@
 """Attention by a ring: shards of keys and values pass from rank to rank during the computation.
 
 Ring attention (Liu et al., 2023), parts merged by their log-sum-exp. Backward sends keys and values
-round once more with the gradients at them a step behind. There each piece takes the log-sum-exp of
-whole rows, so nothing is kept of the forward but q, k, v, o and lse. A rank holds two shards of
-keys and values, three of their float32 gradients, and its own rows in float32.
+round once more, and the gradients at them follow when a rank has added its part. There each piece
+takes the log-sum-exp of whole rows, so nothing is kept of the forward but q, k, v, o and lse. A
+rank holds two shards of keys and values beside its own and the gradients of one, in float32 as
+those of its queries, and for a moment the next.
 """
 
 from __future__ import annotations
@@ -113,34 +114,20 @@ class RingAttention(torch.autograd.Function):
 def _ring_backward(
     ring: Ring, q: Tensor, k: Tensor, v: Tensor, rows: QueryRows
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of this rank's q, k and v: those of a shard follow it, a step behind."""
-    grad_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    """Gradients of this rank's q, k and v. Those of a shard go where it goes."""
+    totals = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v)]
     shard, last = [k.contiguous(), v.contiguous()], ring.steps - 1
-    grads: list[Tensor] = []
-    returning = None
     for step in range(ring.steps):
         coming = _next_shard(ring, shard, step)
-        found = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in shard]
         for meeting in ring.meetings(step, q.device):
-            parts = _piece_backward(ring, meeting, (q, shard[0], shard[1]), rows)
-            for total, at, part in zip(
-                (grad_q, *found), (meeting.q, meeting.k, meeting.k), parts, strict=True
-            ):
-                _add(total, at, part)
-        if returning is not None:
-            found = [x.add_(y) for x, y in zip(found, returning.wait(), strict=True)]
-        grads = found
+            _add_piece(totals, ring, meeting, (q, shard[0], shard[1]), rows)
+        shard = [] if coming is None else coming.wait()
         if step < last:
-            like = [ring.like(x, step + 1, torch.float32) for x in (k, v)]
-            returning = ring.ranks.shift(grads, like, 1)
-        shard = shard if coming is None else coming.wait()
+            _pass_on(ring, totals, (k, v), step + 1, 1)
     if last:
         # From where a shard's journey ended its gradients go home at once.
-        home = ring.ranks.shift(
-            grads, [x.new_empty(x.shape, dtype=torch.float32) for x in (k, v)], -last
-        )
-        grads = home.wait()
-    return grad_q.to(q.dtype), grads[0].to(k.dtype), grads[1].to(v.dtype)
+        _pass_on(ring, totals, (k, v), 0, -last)
+    return totals[0].to(q.dtype), totals[1].to(k.dtype), totals[2].to(v.dtype)
 
 
 def _next_shard(ring: Ring, shard: list[Tensor], step: int) -> Shift | None:
@@ -148,6 +135,31 @@ def _next_shard(ring: Ring, shard: list[Tensor], step: int) -> Shift | None:
     if step + 1 == ring.steps:
         return None
     return ring.ranks.shift(shard, [ring.like(x, step + 1) for x in shard], 1)
+
+
+def _add_piece(
+    totals: list[Tensor],
+    ring: Ring,
+    meeting: Meeting,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    rows: QueryRows,
+) -> None:
+    """Add what the keys of one meeting give to the gradients of q, k and v."""
+    parts = _piece_backward(ring, meeting, tensors, rows)
+    for total, at, part in zip(totals, (meeting.q, meeting.k, meeting.k), parts, strict=True):
+        _add(total, at, part)
+
+
+def _pass_on(
+    ring: Ring, totals: list[Tensor], own: tuple[Tensor, Tensor], step: int, by: int
+) -> None:
+    """Send the gradients at keys and values ``by`` ranks on; those of the shard of ``step`` come.
+
+    One after the other, for a rank holds most at this moment.
+    """
+    for index, x in enumerate(own, 1):
+        like = ring.like(x, step, torch.float32)
+        totals[index] = ring.ranks.shift([totals[index]], [like], by).wait()[0]
 
 
 def _piece_backward(
@@ -171,26 +183,23 @@ def _taken(rows: QueryRows, at: Rows) -> QueryRows:
 def _merge(total: tuple[Tensor, Tensor], rows: Rows, part: tuple[Tensor | None, Tensor]) -> None:
     """Take the attention to further keys into o and lse; a sink is a part without values."""
     (o, lse), (part_o, part_lse) = total, part
-    merged, weights = join((_take(lse, rows, -1), part_lse))
+    old = _take(lse, rows, -1)
+    merged, weights = join((old, part_lse))
     weight, part_weight = (x.transpose(-1, -2)[..., None] for x in weights)
-    changed = _take(o, rows) * weight
+    changed = _take(o, rows).mul_(weight)  # in place, but for a copy of scattered rows
     if part_o is not None:
         changed.addcmul_(part_o.float(), part_weight)
-    _put(o, rows, changed, _ROWS)
-    _put(lse, rows, merged, -1)
+    if isinstance(rows, Tensor):
+        o.index_copy_(_ROWS, rows, changed)
+        lse.index_copy_(-1, rows, merged)
+    else:
+        old.copy_(merged)
 
 
 def _take(x: Tensor, rows: Rows, dim: int = _ROWS) -> Tensor:
     if isinstance(rows, Tensor):
         return x.index_select(dim, rows)
     return x.narrow(dim, rows[0], rows[1] - rows[0])
-
-
-def _put(x: Tensor, rows: Rows, values: Tensor, dim: int) -> None:
-    if isinstance(rows, Tensor):
-        x.index_copy_(dim, rows, values)
-    else:
-        _take(x, rows, dim).copy_(values)
 
 
 def _add(x: Tensor, rows: Rows, part: Tensor) -> None:
