@@ -151,7 +151,7 @@ def _is_right(name: str) -> bool:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for fields in _proofs(RULES[name]):
         for dtype in (torch.float16, torch.bfloat16):
-            call = {**_SMALL, **fields, "dtype": dtype, "device": device}
+            call: dict[str, Any] = {**_SMALL, **fields, "dtype": dtype, "device": device}
             problem, inputs = make_inputs(**call)
             lengths = problem.seqlen_q, problem.seqlen_k
             starts = inputs.cu_seqlens_q, inputs.cu_seqlens_k
