@@ -56,7 +56,8 @@ def refuse(problem: AttentionProblem) -> str | None:
 def prefer_stock(problem: AttentionProblem) -> tuple[bool, str]:
     """Whether it is faster than the portable engine on a call it does not refuse, and why."""
     if problem.device == "cuda":
-        return True, "torch's flash attention is the fastest on CUDA"
+        serving = stock_cuda.installed(problem) or "torch's flash attention"
+        return True, f"{serving} is the fastest on CUDA"
     elements = problem.seqlen_k * problem.heads_k * problem.head_dim
     decode = problem.seqlen_q <= _DECODE_ROWS and elements >= _DECODE_ELEMENTS
     if decode and problem.heads_q > problem.heads_k:
