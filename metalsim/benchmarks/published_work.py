@@ -202,12 +202,14 @@ def unfused_work(problem: Problem, family: int) -> list[Work]:
     scores, size = problem.scores, problem.element_bytes
     multiply_adds = scores * problem.head_dim
     elements = multiply_adds * 2 / _GEMM_ROWS
+    converted = _CONVERSION_CYCLES * elements * (size == 2 and family < 10)
     product = Work(
         threadgroups=math.ceil(scores / (2 * _GEMM_ROWS) ** 2),
         simdgroups=4,
         matrix_multiply_adds=multiply_adds * (family < 10),
         tensor_multiply_adds=multiply_adds * (family >= 10),
-        issue_cycles=elements / 2 / _LANES,
+        issue_cycles=(elements / 2 + converted) / _LANES,
+        float_cycles=converted / _LANES,
         l1_bytes=size * elements,
         l2_bytes=size * elements / 2,
         dram_bytes=problem.unique_bytes / 2 + size * scores,

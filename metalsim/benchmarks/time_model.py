@@ -117,7 +117,6 @@ def page() -> str:
     text = (_DIRECTORY / "time_model_page.md").read_text(encoding="ascii")
     facts = {
         "ALL": summary(free),
-        "FITTED": summary([row for row in rows if row.fitted]),
         "PREFILL": _of(free, lambda row: row.queries > 16),
         "DECODE": _of(free, lambda row: row.queries <= 16),
         "SETTLED": _of(free, lambda row: row.note not in ("clock", "spread", "drift")),

@@ -108,6 +108,14 @@ def test_resident_simdgroups_of_apple7(registers: int, group_bytes: int, residen
         assert resident_simdgroups(work, chip("M4")) == 24
 
 
+def test_registers_over_the_most_spill_through_l1():
+    work = WAVE._replace(l1_bytes=1e6, registers=140, spilled_executions=1e6)
+    assert predict(work, chip("M1")).limits["L1"] == pytest.approx(
+        (1e6 + 1e6 * 12 * 8) / (8 * 64 * 1.278e9)
+    )
+    assert predict(work, chip("M4")).limits["L1"] == pytest.approx(1e6 / (10 * 64 * 1.47e9))
+
+
 def test_a_launch_that_does_not_fill_its_cores_hides_no_latency():
     work = Work(threadgroups=8, simdgroups=4, load_waits=1e6)
     assert predict(work, chip("M1")).resident_simdgroups == 4

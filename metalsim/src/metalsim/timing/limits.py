@@ -52,8 +52,17 @@ def exponentials(work: Work, chip: Chip) -> float:
 
 
 def l1(work: Work, chip: Chip) -> float:
-    """Bytes of lanes, from L1 and threadgroup memory."""
-    return work.l1_bytes / chip.family.l1_bytes / chip.core_hertz
+    """Bytes of lanes, from L1 and threadgroup memory, spilled registers among them."""
+    total = work.l1_bytes + spilled_bytes(work, chip)
+    return total / chip.family.l1_bytes / chip.core_hertz
+
+
+def spilled_bytes(work: Work, chip: Chip) -> float:
+    """Registers beyond the most that a lane has, stored and loaded through L1. None on Apple9 and
+    later, whose registers are a part of one cache, by rules that are not published."""
+    if chip.family.number > 8:
+        return 0.0
+    return work.spilled_executions * max(work.registers - MOST_REGISTERS, 0) * 2 * 4
 
 
 def l2(work: Work, chip: Chip) -> float:

@@ -59,6 +59,9 @@ class Work(NamedTuple):
     """How often a simdgroup can do nothing before its last 8x8 multiply is done."""
     barriers: float = 0
     """Threadgroup barriers, of threadgroups."""
+    spilled_executions: float = 0
+    """How often a lane runs through the code that holds all its registers: those above what the
+    family has are stored and loaded each time."""
     launches: int = 1
 
 
