@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define METALSIM_ABI_VERSION 3
+#define METALSIM_ABI_VERSION 4
 #define METALSIM_BUFFERS 31
 #define METALSIM_COUNTERS 64
 #define METALSIM_LINES 4096 /* instructions that a profile can tell apart */
@@ -44,7 +44,7 @@ enum {
 /* One side of a finding. */
 typedef struct metalsim_access {
   uint64_t code;   /* in the kernel library: the instruction after the access */
-  uint32_t action; /* 0: read, 1: write, 2: atomic */
+  uint32_t action; /* 0: read, 1: write, 2: atomic, 3: an index, for whatever access */
   uint32_t thread[3];
   uint32_t threadgroup[3];
 } metalsim_access;
@@ -55,8 +55,8 @@ typedef struct metalsim_finding {
   uint32_t space;     /* 0: device, 1: constant, 2: threadgroup, 3: thread, 4: none of these */
   uint32_t buffer;    /* the slot, for device and constant memory */
   uint32_t item;      /* in the list of tensors at that slot; ~0: no list */
-  const char* name;   /* of a variable; NULL: none */
-  int64_t offset;     /* in bytes, from where the memory begins */
+  const char* name;   /* of a variable, or of an array's type for an index; NULL: none */
+  int64_t offset;     /* in bytes, from where the memory begins; or the index */
   uint64_t extent;    /* the bytes of that memory; 0: a buffer that is not bound */
   uint32_t size;      /* bytes of the access */
   uint32_t alignment; /* that the access needs */
