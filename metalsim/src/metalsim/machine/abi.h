@@ -18,10 +18,11 @@ extern "C" {
 /* One kernel of a compiled library, defined by METALSIM_ENTRY(n, ...) as `metalsim_entry_<n>`. */
 typedef struct metalsim_entry {
   uint32_t abi_version;
-  uint32_t buffers;           /* bit i: the kernel has a parameter at buffer index i */
-  uint32_t constant_buffers;  /* bit i: that parameter is in the constant address space */
-  uint32_t reference_buffers; /* bit i: that parameter is a reference, not a pointer */
-  void (*body)(void);         /* runs one thread; the machine knows which */
+  uint32_t buffers;                    /* bit i: the kernel has a parameter at buffer index i */
+  uint32_t constant_buffers;           /* bit i: that parameter is in the constant address space */
+  uint32_t reference_buffers;          /* bit i: that parameter is a reference, not a pointer */
+  void (*body)(void);                  /* runs one thread; the machine knows which */
+  uint32_t (*threadgroup_bytes)(void); /* of its threadgroup variables */
 } metalsim_entry;
 
 /* Memory that the arguments lead to by address: an element of a list of tensors. */
@@ -91,7 +92,6 @@ typedef struct metalsim_launch {
   metalsim_line_counters* lines; /* room for line_capacity of them, for METALSIM_PROFILE */
 
   uint64_t counters[METALSIM_COUNTERS]; /* metalsim_counter_name(i) names them */
-  uint32_t threadgroup_bytes;           /* the most threadgroup memory a threadgroup declared */
   uint32_t finding_count;
   uint32_t line_count;
   char error[8192];    /* empty when all is well */
