@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..ops import attend, attend_backward
+from ..gradients import QueryRows, sink_gradient
+from ..merging import join
+from ..ops import attend, attention_backward
 from ..problem import AttentionInputs, Request
 from .groups import Ranks, Shift
 from .sharding import Meeting, Rows, Sharding, cached_meetings, cached_steps
@@ -100,28 +102,17 @@ class RingAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         q, k, v, sinks, o, lse = ctx.saved_tensors
         grad_o = torch.zeros_like(o) if grad_o is None else grad_o.contiguous()
-        rows = _Rows(o, lse, grad_o, grad_lse)
+        rows = QueryRows(o, lse, grad_o, grad_lse)
         grads = _ring_backward(ctx.ring, q, k, v, rows)
-        grad_sinks = None if sinks is None else _sink_gradient(sinks, rows).to(sinks.dtype)
-        return *grads, grad_sinks, None
-
-
-class _Rows(NamedTuple):
-    """What the forward left of this rank's rows, and what arrives at them."""
-
-    o: Tensor
-    lse: Tensor
-    grad_o: Tensor
-    grad_lse: Tensor | None
-
-    def taken(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        grad_lse = None if self.grad_lse is None else _take(self.grad_lse, rows, -1).contiguous()
-        o, grad_o = _take(self.o, rows).contiguous(), _take(self.grad_o, rows).contiguous()
-        return o, _take(self.lse, rows, -1).contiguous(), grad_o, grad_lse
+        if sinks is None:
+            return *grads, None, None
+        # This rank's rows' share of the sum.
+        grad_sinks = sink_gradient(sinks, lse, rows.delta())
+        return *grads, grad_sinks.to(sinks.dtype), None
 
 
 def _ring_backward(
-    ring: Ring, q: Tensor, k: Tensor, v: Tensor, rows: _Rows
+    ring: Ring, q: Tensor, k: Tensor, v: Tensor, rows: QueryRows
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of this rank's q, k and v. Those of a shard go where it goes."""
     totals = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v)]
@@ -151,7 +142,7 @@ def _add_piece(
     ring: Ring,
     meeting: Meeting,
     tensors: tuple[Tensor, Tensor, Tensor],
-    rows: _Rows,
+    rows: QueryRows,
 ) -> None:
     """Add what the keys of one meeting give to the gradients of q, k and v."""
     parts = _piece_backward(ring, meeting, tensors, rows)
@@ -172,21 +163,29 @@ def _pass_on(
 
 
 def _piece_backward(
-    ring: Ring, meeting: Meeting, tensors: tuple[Tensor, Tensor, Tensor], rows: _Rows
+    ring: Ring, meeting: Meeting, tensors: tuple[Tensor, Tensor, Tensor], rows: QueryRows
 ) -> list[Tensor]:
     """What the keys of one meeting give to the gradients of q, k and v, by whole rows' lse."""
     inputs, request = ring.call(meeting, *tensors)
-    o, lse, grad_o, grad_lse = rows.taken(meeting.q)
-    return attend_backward(inputs, request, (o, lse), (grad_o, grad_lse))
+    return attention_backward(inputs, request, _taken(rows, meeting.q), ("q", "k", "v"))
+
+
+def _taken(rows: QueryRows, at: Rows) -> QueryRows:
+    """Some of this rank's rows."""
+    return QueryRows(
+        _take(rows.o, at).contiguous(),
+        _take(rows.lse, at, -1).contiguous(),
+        _take(rows.grad_o, at).contiguous(),
+        None if rows.grad_lse is None else _take(rows.grad_lse, at, -1).contiguous(),
+    )
 
 
 def _merge(total: tuple[Tensor, Tensor], rows: Rows, part: tuple[Tensor | None, Tensor]) -> None:
     """Take the attention to further keys into o and lse; a sink is a part without values."""
     (o, lse), (part_o, part_lse) = total, part
     old = _take(lse, rows, -1)
-    merged = torch.logaddexp(old, part_lse)
-    finite = merged.masked_fill(merged == -torch.inf, 0.0)  # -inf minus -inf would be nan
-    weight, part_weight = ((x - finite).exp().transpose(-1, -2)[..., None] for x in (old, part_lse))
+    merged, weights = join((old, part_lse))
+    weight, part_weight = (x.transpose(-1, -2)[..., None] for x in weights)
     changed = _take(o, rows).mul_(weight)  # in place, but for a copy of scattered rows
     if part_o is not None:
         changed.addcmul_(part_o.float(), part_weight)
@@ -195,16 +194,6 @@ def _merge(total: tuple[Tensor, Tensor], rows: Rows, part: tuple[Tensor | None, 
         lse.index_copy_(-1, rows, merged)
     else:
         old.copy_(merged)
-
-
-def _sink_gradient(sinks: Tensor, rows: _Rows) -> Tensor:
-    """-sum over a head's rows of exp(sink - lse) * delta: this rank's rows' share."""
-    delta = (rows.o.float() * rows.grad_o.float()).sum(-1).transpose(-1, -2)
-    if rows.grad_lse is not None:
-        delta = delta - rows.grad_lse
-    weight = (sinks.float()[:, None] - rows.lse).exp().masked_fill(rows.lse == -torch.inf, 0.0)
-    share = -(weight * delta).sum(-1)
-    return share if share.ndim == 1 else share.sum(0)
 
 
 def _take(x: Tensor, rows: Rows, dim: int = _ROWS) -> Tensor:
