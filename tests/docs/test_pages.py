@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 
+from flashmetal import cli
 from flashmetal.checks import IMPLS, KERNELS
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,13 @@ def test_environment_variables_are_listed() -> None:
     assert read == set(rows)
     for name, values in (("IMPL", IMPLS), ("KERNEL", KERNELS)):
         assert [x for x in values if f"`{x}`" not in rows[f"FLASHMETAL_{name}"]] in ([], ["auto"])
+
+
+def test_commands_are_listed() -> None:
+    table = (ROOT / "docs" / "tools.md").read_text().partition("\n## ")[0]
+    usage = cli._parser().format_usage()
+    commands = re.findall(r"\{(.*?)\}", usage)[0].split(",")
+    assert set(re.findall(r"^\| `flashmetal (\w+)", table, re.MULTILINE)) == set(commands)
 
 
 def test_numbers_are_those_of_the_results() -> None:
