@@ -1,8 +1,12 @@
-"""Writes docs/numbers.md from the results files: `python docs/scripts/write_numbers.py`."""
+"""Writes docs/numbers.md and the README's table from the results files.
+
+`python docs/scripts/write_numbers.py`
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "numbers.md"
+README = ROOT / "README.md"
 HEAD = """# Numbers
 
 **Nothing here was measured on Apple hardware.** Times are of CPUs and NVIDIA GPUs, counts are
@@ -234,5 +239,39 @@ def page() -> str:
     return "\n\n".join([HEAD.strip(), *filter(None, (x.text() for x in SECTIONS))]) + "\n"
 
 
+IN_README = {
+    "full": "full, S 2048",
+    "causal": "causal, S 4096",
+    "window 128": "window 128 of 8192, causal",
+    "varlen, 16 uneven": "varlen, 16 sequences of 8 to 1024, H 12",
+    "softcap": "softcap, S 4096",
+    "sinks": "sinks, S 4096",
+    "ALiBi": "ALiBi, S 4096",
+    "decode, batch 4": "decode, batch 4, H 32/8, 4096 keys, D 128",
+}
+
+
+def readme() -> str:
+    """The README with its table as the latest results have it."""
+    results = json.loads((RESULTS / "engines.json").read_text())
+    rows = {row["case"]: row for row in results["speed"]}
+    names = ("flashmetal", "sdpa", "eager")
+    cells = [
+        (label, *(median(x)(rows[case]) for x in names), rows[case]["engine"])
+        for case, label in IN_README.items()
+    ]
+    stock, eager = (
+        f"{results['peak_bytes_above_inputs'][x]['16384'] / 1e6:.4g} MB" for x in ("stock", "eager")
+    )
+    cells.append(("peak memory at S 16,384, H 1", stock, "", eager, "stock"))
+    made = table(("", *names, "engine of flashmetal"), cells)
+    found = r"^\|  \| flashmetal \|.*?(?=\n\n)"
+    text, tables = re.subn(found, made, README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    if tables != 1:
+        raise ValueError(f"README.md must have one table of times, it has {tables}")
+    return text
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
+    README.write_text(readme())
