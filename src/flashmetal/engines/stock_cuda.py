@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import deterministic
 
-from ..gradients import Gradients
+from ..gradients import Gradients, QueryRows, sink_gradient
+from ..merging import with_sinks
 from ..problem import AttentionInputs, AttentionProblem
 from . import installed_flash_attn
-from .portable_backward import row_terms, sink_gradient
 from .sequences import new_outputs
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -123,29 +123,23 @@ def forward(
         o, lse = call.laid_out(o, lse)
         lse = lse.masked_fill(lse == torch.inf, -torch.inf)
     if inputs.sinks is not None:
-        o, lse = _with_sinks(o, lse, inputs.sinks)
+        _, lse = with_sinks(o.transpose(-3, -2), lse, inputs.sinks)
     return (o if out is None or o is out else out.copy_(o)), lse
 
 
 def backward(
-    problem: AttentionProblem,
-    inputs: AttentionInputs,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
-    wanted: tuple[str, ...],
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows, wanted: tuple[str, ...]
 ) -> Gradients:
     """Gradients by ``aten::_flash_attention_backward``; arguments are those of every engine."""
     made = dict(zip("qkv", (torch.zeros_like(x) for x in inputs[:3]), strict=True))
     if not _is_empty(inputs):
         call = _Call.of(problem, inputs)
-        tensors = [_aligned(grad_o), *call.tensors, _aligned(o)]
-        if grad_lse is not None:
-            tensors = _with_grad_lse(tensors, grad_lse)
+        tensors = [_aligned(rows.grad_o), *call.tensors, _aligned(rows.o)]
+        if rows.grad_lse is not None:
+            tensors = _with_grad_lse(tensors, rows.grad_lse)
         # Rows that saw nothing have no probability under this sign of infinity.
-        given = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
-        state = torch.zeros(2, dtype=torch.uint64, device=o.device)
+        given = rows.lse.masked_fill(rows.lse == -torch.inf, torch.inf).contiguous()
+        state = torch.zeros(2, dtype=torch.uint64, device=given.device)
         with _in_one_order():
             found = torch.ops.aten._flash_attention_backward(
                 *tensors,
@@ -160,8 +154,7 @@ def backward(
         made = {n: x[..., : problem.head_dim] for n, x in zip("qkv", found, strict=True)}
     sinks = None
     if inputs.sinks is not None and "sinks" in wanted:
-        rows = row_terms(problem, o, lse, grad_o, grad_lse)
-        sinks = sink_gradient(problem, inputs.sinks, rows)
+        sinks = sink_gradient(inputs.sinks, rows.lse, rows.delta())
     grads = {name: x.contiguous() for name, x in made.items() if name in wanted}
     return Gradients(**grads, sinks=sinks)
 
@@ -213,13 +206,6 @@ def _aligned(x: Tensor) -> Tensor:
 
 def _is_empty(inputs: AttentionInputs) -> bool:
     return inputs.q.numel() == 0 or inputs.k.numel() == 0
-
-
-def _with_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-    """The sink (Hq,) takes its share of each row and gives no value."""
-    merged = torch.logaddexp(lse, sinks[:, None])
-    share = (lse - merged.masked_fill(merged == -torch.inf, 0.0)).exp()
-    return o.mul_(share.transpose(-1, -2)[..., None]), merged
 
 
 def _with_grad_lse(tensors: list[Tensor], grad_lse: Tensor) -> list[Tensor]:
