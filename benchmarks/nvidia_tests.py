@@ -42,7 +42,7 @@ SUITES = {
 def run(suite: Suite, workers: int) -> dict[str, Any]:
     """Counts of one suite, and its failures by name."""
     command = [sys.executable, "-m", "pytest", *suite.words, "-q", "-n", str(workers)]
-    command += ["-p", "no:cacheprovider", "-p", "metalsim.pytest_plugin"]
+    command += ["-p", "no:cacheprovider"]
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         environment = {**os.environ, **suite.environment}
         command.append(f"--junitxml={report.name}")
