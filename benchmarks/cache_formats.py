@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from demo import load_language_model  # noqa: E402
+from report import machine  # noqa: E402
 
 import flashmetal  # noqa: E402
 from flashmetal.cache_formats import dequantise, quantise  # noqa: E402
@@ -125,8 +126,9 @@ def main() -> None:
         table.add_row(*(f"{x:.2e}" if isinstance(x, float) else str(x) for x in row.values()))
     Console(width=160).print(table)
     if options.save:
-        facts = {"model": "SmolLM2-135M", "tokens": ids.shape[1], "torch": torch.__version__}
-        options.save.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        where = machine() | {"transformers": transformers.__version__}
+        facts = {"machine": where, "model": "SmolLM2-135M", "tokens": ids.shape[1], "rows": rows}
+        options.save.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
