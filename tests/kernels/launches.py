@@ -21,9 +21,9 @@ from torch import Tensor
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Runtime, metal_runtime
-from flashmetal.engines.metal.backward import backward
+from flashmetal.gradients import QueryRows
 from flashmetal.reference import attention_reference
-from flashmetal.testing import make_inputs
+from flashmetal.testing import differentiable, make_inputs, make_output_gradients
 from flashmetal.testing_append import make_append
 from metalsim.buffer_files import read_buffer
 
@@ -84,15 +84,9 @@ def tensor_gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
 def gradients(fields: dict[str, Any], kernel: str = "simdgroup") -> tuple[Tensor, ...]:
     problem, inputs = make_inputs(**fields)
     o, lse = attention_reference(problem, inputs)
-    wanted = tuple(
-        name
-        for name in ("q", "k", "v", "bias", "alibi_slopes", "sinks")
-        if getattr(inputs, name) is not None
-    )
-    generator = torch.Generator().manual_seed(1)
-    grad_o = torch.randn(o.shape, generator=generator, dtype=o.dtype)
-    made = backward(problem, inputs, o, lse, grad_o, None, wanted, kernel)
-    return tuple(getattr(made, name) for name in wanted)
+    rows = QueryRows(o, lse, *make_output_gradients(o, lse, through_lse=False))
+    made = metal.backward(problem, inputs, rows, differentiable(inputs), kernel)
+    return tuple(x for x in made if x is not None)
 
 
 VARLEN = {"lengths_q": (5, 0, 33), "lengths_k": (40, 7, 64), "window_right": 0}

@@ -18,6 +18,7 @@ from flashmetal.engines.metal.decode import _launches as decode_launches
 from flashmetal.engines.metal.forward import _launch as forward_launch
 from flashmetal.engines.metal.launch import Addresses
 from flashmetal.engines.metal.params import Geometry
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import (
     assert_matches_reference,
     differentiable,
@@ -51,11 +52,10 @@ def test_a_cut_launch_gives_the_bits_of_a_whole_one(call: str) -> None:
             metal_runtime(Runtime(noting(ran), "cpu", Gpu.named(gpu))),
         ):
             o, lse = metal.forward(problem._replace(num_splits=2), inputs, kernel=kernel)
-            grad_o, grad_lse = make_output_gradients(o, lse)
-            saved = problem, inputs, o, lse, grad_o, grad_lse
+            rows = QueryRows(o, lse, *make_output_gradients(o, lse))
             gradients: Sequence[torch.Tensor | None] = ()
             if kernel in ("simdgroup", "tensor"):
-                gradients = metal.backward(*saved, differentiable(inputs), kernel)
+                gradients = metal.backward(problem, inputs, rows, differentiable(inputs), kernel)
         results.append([x for x in (o, lse, *gradients) if x is not None])
         launches.append(len([name for name in ran if name != "cooperative_probe"]))
     assert launches[1] > 2 * launches[0]

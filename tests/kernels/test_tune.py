@@ -18,6 +18,7 @@ from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.machine_files import machine_file, machine_name
 from flashmetal.engines.metal.measured import read_rows
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import make_inputs
 from flashmetal.tiles import THREADGROUP_BYTES, Row, Tile, threadgroup_bytes
 from flashmetal.tune import Outcome, Task, candidates, tune
@@ -198,6 +199,6 @@ def test_a_smaller_tile_gives_the_same_bits(unit: str) -> None:
         with metal_runtime(Runtime(metalsim.compile_shader, "cpu", gpu)):
             o, lse = metal.forward(problem, inputs, kernel=unit)
             wanted = ("q", "k", "v", "sinks")
-            gradients = metal.backward(problem, inputs, o, lse, o, None, wanted, unit)
+            gradients = metal.backward(problem, inputs, QueryRows(o, lse, o), wanted, unit)
         results.append([x for x in (o, lse, *gradients) if x is not None])
     assert all(map(torch.equal, bits(*results[0]), bits(*results[1])))

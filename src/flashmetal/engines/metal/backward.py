@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ...gradients import Gradients
+from ...gradients import Gradients, QueryRows, sink_gradient
 from ...problem import AttentionInputs, AttentionProblem
 from ...reference import attention_reference
 from ...testing import (
@@ -46,21 +46,18 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
 def backward(
     problem: AttentionProblem,
     inputs: AttentionInputs,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
+    rows: QueryRows,
     wanted: tuple[str, ...],
     kernel: str = "simdgroup",
     pinned: Pinned = (),
 ) -> Gradients:
     """The gradients by the inputs named in ``wanted`` (FlashAttention-2, Dao 2023), no atomics.
 
-    ``o`` and ``lse`` are what :func:`.forward.forward` returned, ``grad_o`` and ``grad_lse`` the
-    gradients by them. ``kernel`` "tensor" takes tensor operations, any other simdgroup matrices;
-    ``pinned`` are tiles to take.
+    ``rows`` hold what :func:`.forward.forward` returned. ``kernel`` "tensor" takes tensor
+    operations, any other simdgroup matrices; ``pinned`` are tiles to take.
     Memory beside the results is one float32 a query row and head.
     """
+    o, lse, grad_o, grad_lse = rows
     grad_o = grad_o if grad_o.stride(-1) == 1 else grad_o.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     tensors = {name: getattr(inputs, name) for name in wanted}
@@ -80,7 +77,8 @@ def backward(
         how = unit, pinned
         _launch_all(problem, inputs, (o, lse), grads, (delta, distances), gradients, how)
     if "sinks" in wanted:
-        gradients["sinks"] = _sink_gradient(inputs, lse, delta)
+        assert inputs.sinks is not None
+        gradients["sinks"] = sink_gradient(inputs.sinks, lse, delta)
     if distances is not None:
         gradients["alibi_slopes"] = _slope_gradient(problem, inputs, distances)
     return Gradients(**{name: gradients[name] for name in wanted})
@@ -188,7 +186,8 @@ def prove_backward(
     grad_o, grad_lse = make_output_gradients(o, lse, through_lse=extras[0])
     made = {*names, *(["v"] if "k" in names else []), *(["alibi_slopes"] if extras[1] else [])}
     wanted = tuple(name for name in differentiable(inputs) if name in made)
-    found = backward(small, inputs, o, lse, grad_o, grad_lse, wanted, unit, pinned)
+    rows = QueryRows(o, lse, grad_o, grad_lse)
+    found = backward(small, inputs, rows, wanted, unit, pinned)
     assert_gradients_match_reference(found, on_cpu, inputs, grad_o, grad_lse)
 
 
@@ -242,13 +241,3 @@ def _slope_gradient(
     starts = inputs.cu_seqlens_q[:, None]
     inside = (rows >= starts[:-1]) & (rows < starts[1:])  # a product, for index_add_ is atomic
     return -(inside.float() @ distances.T)
-
-
-def _sink_gradient(inputs: AttentionInputs, lse: Tensor, delta: Tensor) -> Tensor:
-    """A sink takes exp(sink - lse) of each row and gives no value: a sum of as many floats."""
-    assert inputs.sinks is not None
-    sinks = inputs.sinks.float()[:, None]
-    # A row that sees nothing at all, not even a finite sink, has lse -inf.
-    weight = torch.where(lse > float("-inf"), torch.exp(sinks - lse), 0.0)
-    rows = -(weight * delta)
-    return rows.sum(-1) if rows.ndim == 2 else rows.sum((0, 2))
