@@ -105,7 +105,7 @@ def summary(rows: list[Published]) -> str:
     worst = max(rows, key=lambda row: abs(error(row)))
     within = sum(not outside(row) for row in rows)
     return (
-        f"median error {statistics.median(errors):.0%}, worst {error(worst):+.0%} ({worst.name}), "
+        f"median error {statistics.median(errors):.1%}, worst {error(worst):+.0%} ({worst.name}), "
         f"{within} of {len(rows)} within 25%"
     )
 
