@@ -61,6 +61,9 @@ def _work(done: Done, workload: Workload) -> Work:
     rescaling = workload.head_dim_v / tile.streamed / tile.team
     arithmetic = done.counters["exponentials"] * (_SOFTMAX + _FEATURE * features + rescaling)
     arithmetic += done.masked_pairs * tile.team * _MASK
+    if done.element_bytes == 4:  # exact float operands are multiplied at the rate of 8x8 matrices
+        adds = counted.matrix_multiply_adds + counted.tensor_multiply_adds
+        counted = counted._replace(matrix_multiply_adds=adds, tensor_multiply_adds=0)
     return counted._replace(
         issue_cycles=counted.issue_cycles + arithmetic / _LANES,
         spilled_executions=done.visits * _LANES,
