@@ -12,10 +12,13 @@ from kernel_counters import Recorder
 from kernel_launches import Kernel, Launched, launched, plain_kernel
 from kernel_steps import Shape, Steps, extension, steps_of
 
+import metalsim
 from flashmetal.bench.workloads import Workload
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.choice import TENSOR_FAMILY
+from flashmetal.engines.metal.tile_choice import choose_tile
+from flashmetal.problem import AttentionProblem
 from flashmetal.reference import attention_reference
 from flashmetal.testing import assert_matches_reference, make_inputs
 from flashmetal.tiles import (
@@ -110,10 +113,19 @@ def kernels_of(workload: Workload, chips: Sequence[str]) -> list[Kernel]:
 
 def served_tile(workload: Workload, chip: str) -> Tile:
     """The forward tile that the plan takes on a chip."""
-    family = Gpu.named(chip).family
-    unit = "tensor" if family >= TENSOR_FAMILY else "simdgroup"
-    size = Facts.of(workload).dtype.itemsize
-    return tile_of("forward", family, size, workload.head_dim, workload.head_dim_v, unit)
+    gpu = Gpu.named(chip)
+    unit = "tensor" if gpu.family >= TENSOR_FAMILY else "simdgroup"
+    runtime = Runtime(metalsim.compile_shader, "cpu", gpu)
+    return choose_tile(problem_of(workload), "forward", unit, runtime).tile
+
+
+def problem_of(workload: Workload) -> AttentionProblem:
+    """What the plan sees of a workload, without its tensors."""
+    facts = Facts.of(workload)
+    sizes = {"head_dim": facts.head_dim, "head_dim_v": facts.head_dim_v, "dtype": facts.dtype}
+    problem, _ = make_inputs(seqlen_q=1, **sizes)
+    names = ("batch", "seqlen_q", "seqlen_k", "heads_q", "heads_k")
+    return problem._replace(**{name: getattr(workload, name) for name in names})
 
 
 def name_of(tile: Tile) -> str:
@@ -192,15 +204,18 @@ class Bench:
         """The decode kernel on a chip: one key head at full length is simulated, all count."""
         gpu, group = Gpu.named(chip), workload.heads_q // workload.heads_k
         facts, times = Facts.of(workload), workload.heads_k * workload.batch
-        tile = tile_of("decode", gpu.family, facts.dtype.itemsize, *facts[1:3])
-        if workload.seqlen_q * group <= 8:
-            tile = tile._replace(rows=8)
+        runtime = Runtime(self._recorder.compile_shader, "cpu", gpu)
+        choice = choose_tile(problem_of(workload), "decode", "simdgroup", runtime)
+        tile = choice.tile
         blocks = -(-workload.seqlen_q * group // tile.rows)
-        splits = min(splits_of(gpu.cores, blocks * times, workload.seqlen_k), MOST_SPLITS)
+        splits = min(
+            splits_of(gpu.cores, blocks * times, workload.seqlen_k, choice.split), MOST_SPLITS
+        )
         one = workload._replace(batch=1, heads_q=group, heads_k=1)
         problem, inputs = one.build("cpu")
-        with metal_runtime(Runtime(self._recorder.compile_shader, "cpu", gpu)):
-            o, lse = metal.forward(problem._replace(num_splits=splits), inputs, kernel="decode")
+        split, pinned = problem._replace(num_splits=splits), (("decode", choice),)
+        with metal_runtime(runtime):
+            o, lse = metal.forward(split, inputs, kernel="decode", pinned=pinned)
         assert_matches_reference(o, lse, problem, inputs)
         exact, _ = attention_reference(problem, inputs, compute_dtype=torch.float64)
         error = float((o.double() - exact).abs().max())

@@ -24,6 +24,7 @@ import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.cooperative import layout_of
+from flashmetal.gradients import QueryRows
 from flashmetal.problem import AttentionInputs, AttentionProblem
 from flashmetal.testing import differentiable, make_inputs, make_output_gradients
 from metalsim.profile import LineCounters
@@ -144,7 +145,8 @@ def _call(
     if case.backward:
         recorder.launches.clear()
         gradients = make_output_gradients(o, lse, through_lse=False)
-        metal.backward(problem, inputs, o, lse, *gradients, differentiable(inputs), case.kernel)
+        rows = QueryRows(o, lse, *gradients)
+        metal.backward(problem, inputs, rows, differentiable(inputs), case.kernel)
 
 
 def count_append(gpu: str) -> dict[str, Any]:

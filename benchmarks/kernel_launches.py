@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashmetal.engines.metal import Gpu, Runtime
 from flashmetal.engines.metal.bindings import bound
-from flashmetal.engines.metal.cooperative import with_layout
+from flashmetal.engines.metal.cooperative import layout_of
 from flashmetal.engines.metal.launch import Addresses, loads_of
 from flashmetal.engines.metal.params import Geometry, pack_integers, pack_scalars
 from flashmetal.engines.metal.variant import Loads, render, variant_of
@@ -99,7 +99,8 @@ def _source(
     loads = loads_of(problem, geometry, Addresses(0, 0, 0))
     variant = variant_of(problem, "attention_forward", kernel.tile, loads)
     if kernel.tile.unit == "tensor":
-        variant = with_layout(variant, Runtime(recorder.compile_shader, "cpu", Gpu.named("M5")))
+        runtime = Runtime(recorder.compile_shader, "cpu", Gpu.named("M5"))
+        variant = variant._replace(layout=layout_of(runtime, problem.dtype))
     return render(variant), variant.kernel, bound(variant)
 
 

@@ -37,3 +37,10 @@ def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """The test runs once with each compiler."""
     monkeypatch.setenv("METALSIM_CXX", request.param)
     return request.param
+
+
+@pytest.fixture(params=[name for name in compilers() if "clang" in name])
+def clang(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs with the one compiler that finds what it is about."""
+    monkeypatch.setenv("METALSIM_CXX", request.param)
+    return request.param

@@ -34,8 +34,8 @@ class Engine(Protocol):
         """C++ from the front end as a library at `path`; CompilationFailed where it is wrong."""
         ...
 
-    def threadgroup_bytes(self, path: Path) -> dict[int, int]:
-        """Threadgroup memory by kernel number, where the library tells before a launch."""
+    def threadgroup_bytes(self, path: Path, kernels: int) -> list[int]:
+        """Threadgroup memory of the library's kernels, by number."""
         ...
 
     def load(self, path: Path, records: list[KernelRecord]) -> Library:
@@ -87,16 +87,10 @@ class Build(NamedTuple):
         path = cache.shared_file(
             self.directory, name, lambda target: self._build(translation, target)
         )
-        sizes = self.engine.threadgroup_bytes(path)
+        sizes = self.engine.threadgroup_bytes(path, len(translation.kernels))
         kernels = [
-            KernelRecord(
-                kernel.name,
-                number,
-                kernel.max_threads,
-                kernel.writable_buffers,
-                sizes.get(number, 0),
-            )
-            for number, kernel in enumerate(translation.kernels)
+            KernelRecord(kernel.name, number, kernel.max_threads, kernel.writable_buffers, size)
+            for number, (kernel, size) in enumerate(zip(translation.kernels, sizes, strict=True))
         ]
         included = translation.preprocessed.included
         return {"file": name, "kernels": kernels, "included": included, "compiler": compiler}

@@ -15,6 +15,7 @@ from .checks import CHECKS, Check
 from .errors import PROGRAM_SOURCE, ArgumentError, SimulationError
 from .findings import collect_findings
 from .grid import read_grid
+from .include_path import add_include_option
 from .library import Kernel, compile_shader
 from .linter.command import add_lint, lint_files
 from .profile_report import lines_table, prediction_table, totals_table
@@ -132,14 +133,7 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--constant", action="append", default=[], metavar="NAME=VALUE", help="a function constant"
     )
-    parser.add_argument(
-        "-I",
-        dest="include",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="where #include looks, after the folder of FILE.metal",
-    )
+    add_include_option(parser)
 
 
 def _run(options: argparse.Namespace, source: str) -> int:

@@ -39,10 +39,10 @@ class CpuEngine(NamedTuple):
         """A kernel library beside the machine that it runs on."""
         build_kernels(self.compiler, self._flags(), code, self._runtime(), path)
 
-    def threadgroup_bytes(self, path: Path) -> dict[int, int]:
-        """Nothing: launches measure it."""
-        del path
-        return {}
+    def threadgroup_bytes(self, path: Path, kernels: int) -> list[int]:
+        """What the library's kernels say."""
+        library = LoadedLibrary(path)
+        return [library.threadgroup_bytes(number) for number in range(kernels)]
 
     def load(self, path: Path, records: list[KernelRecord]) -> LoadedLibrary:
         """The library in this process."""

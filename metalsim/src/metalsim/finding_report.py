@@ -62,7 +62,8 @@ class Report(NamedTuple):
 
     def _rows(self, finding: Finding) -> list[tuple[str, ...]]:
         """A row for each side."""
-        first = (finding.kind, f"{finding.space} {finding.variable}", *self._side(finding))
+        memory = f"{finding.space} {finding.variable}".strip()
+        first = (finding.kind, memory, *self._side(finding))
         return [first] if finding.other is None else [first, ("", "", *self._side(finding.other))]
 
     def _side(self, side: Finding | Access) -> tuple[str, str, str]:

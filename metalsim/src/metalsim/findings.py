@@ -19,7 +19,7 @@ class Access(NamedTuple):
     """One side of a race."""
 
     access: str
-    """ "read", "write" or "atomic"."""
+    """ "read", "write" or "atomic"; "index" where it is not known what an index was for."""
     file: str
     """As the compiler's errors name it: "program_source", or the path of an included file; "" where
     it is not known."""
@@ -39,9 +39,11 @@ class Finding(NamedTuple):
     memory of the kernel."""
     kernel: str
     variable: str
-    """A variable's name, or "buffer 3", or "buffer 3, item 2" for a list of tensors."""
+    """A variable's name, or "buffer 3", or "buffer 3, item 2" for a list of tensors; for an index
+    the type of the array."""
     offset: int
-    """Bytes from where the variable or buffer begins to the first byte of the access."""
+    """Bytes from where the variable or buffer begins to the first byte of the access; or the
+    index."""
     size: int
     """Bytes of the access."""
     access: str
@@ -116,6 +118,11 @@ def _order(finding: Finding, other: Access, same_group: bool) -> str:
 
 
 def _bounds(finding: Finding) -> str:
+    if finding.access == "index":
+        return (
+            f"out of bounds: index {finding.offset} of an array of type {finding.variable}, by "
+            f"{_who(finding)} (the thread was ended here)"
+        )
     if not finding.variable:
         return f"out of bounds: {_what(finding)} near no memory of the kernel, by {_who(finding)}"
     if not finding.extent:

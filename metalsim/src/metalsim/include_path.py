@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+
+def add_include_option(parser: argparse.ArgumentParser) -> None:
+    """`-I DIR`, gathered as the list `include`."""
+    parser.add_argument(
+        "-I",
+        dest="include",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where #include looks, after the folder of the file",
+    )
 
 
 def read_include_dirs(

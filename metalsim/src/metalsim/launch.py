@@ -18,7 +18,7 @@ MAX_BUFFERS = 31
 _FINDINGS = 1024
 _KINDS = {1: "race", 2: "bounds", 4: "uninitialized", 8: "alignment"}
 _SPACES = ("device", "constant", "threadgroup", "thread", "")
-_ACTIONS = ("read", "write", "atomic")
+_ACTIONS = ("read", "write", "atomic", "index")
 _NO_ITEM = 0xFFFFFFFF
 
 
@@ -44,8 +44,8 @@ class KernelRecord(NamedTuple):
     number: int
     max_threads: int
     writable: Sequence[int]
-    threadgroup_bytes: int = 0
-    """Of threadgroup variables, 0 where only a launch tells."""
+    threadgroup_bytes: int
+    """Of its threadgroup variables."""
 
 
 class Request(NamedTuple):
@@ -62,7 +62,6 @@ class Outcome(NamedTuple):
     """What a launch left behind; `error` is what ended it early."""
 
     counters: dict[str, int]
-    threadgroup_bytes: int
     findings: tuple[Finding, ...]
     error: SimulationError | None
     lines: tuple[LineCounters, ...] = ()
@@ -121,6 +120,17 @@ class _Finding(ctypes.Structure):
     )
 
 
+class _Entry(ctypes.Structure):
+    _fields_ = (
+        ("abi_version", ctypes.c_uint32),
+        ("buffers", ctypes.c_uint32),
+        ("constant_buffers", ctypes.c_uint32),
+        ("reference_buffers", ctypes.c_uint32),
+        ("body", ctypes.CFUNCTYPE(None)),
+        ("threadgroup_bytes", ctypes.CFUNCTYPE(ctypes.c_uint32)),
+    )
+
+
 class _Launch(ctypes.Structure):
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
@@ -139,7 +149,6 @@ class _Launch(ctypes.Structure):
         ("line_capacity", ctypes.c_uint32),
         ("lines", ctypes.c_void_p),
         ("counters", ctypes.c_uint64 * MAX_COUNTERS),
-        ("threadgroup_bytes", ctypes.c_uint32),
         ("finding_count", ctypes.c_uint32),
         ("line_count", ctypes.c_uint32),
         ("error", ctypes.c_char * 8192),
@@ -165,7 +174,14 @@ class LoadedLibrary:
 
     def entry(self, number: int) -> int:
         """The address of kernel `number`'s entry."""
-        return ctypes.addressof(ctypes.c_uint32.in_dll(self._kernels, f"metalsim_entry_{number}"))
+        return ctypes.addressof(self._entry(number))
+
+    def threadgroup_bytes(self, number: int) -> int:
+        """The bytes of kernel `number`'s threadgroup variables."""
+        return int(self._entry(number).threadgroup_bytes())
+
+    def _entry(self, number: int) -> _Entry:
+        return _Entry.in_dll(self._kernels, f"metalsim_entry_{number}")
 
     def _read_counter_names(self) -> list[str]:
         names = list[str]()
@@ -202,7 +218,7 @@ class LoadedLibrary:
         lines = by_line(
             instructions[: launch.line_count], LineTable.read(self._path), self._counter_names
         )
-        return Outcome(counters, int(launch.threadgroup_bytes), findings, error, lines)
+        return Outcome(counters, findings, error, lines)
 
     @staticmethod
     def _error(launch: _Launch) -> SimulationError:

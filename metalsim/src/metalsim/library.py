@@ -35,7 +35,7 @@ class Kernel:
         self.max_threads_per_threadgroup = record.max_threads
         """The most threads that a threadgroup may have."""
         self.static_thread_group_memory_length = record.threadgroup_bytes
-        """Bytes of threadgroup memory, as measured by the latest launch."""
+        """Bytes of its threadgroup variables."""
         self.writable_buffers = tuple(record.writable)
         """The buffer slots that the kernel may write to: those not declared const or constant."""
         self.counters: dict[str, int] = {}
@@ -96,7 +96,6 @@ class Kernel:
             buffers[error_buf_idx] = errors.buffer()
         request = Request(self.name, grid.threads, grid.group, buffers, self._checks or 0)
         outcome = self._library.run(self._entry, request)
-        self.static_thread_group_memory_length = outcome.threadgroup_bytes
         self.counters = {} if self._checks is None else outcome.counters
         self.line_counters = outcome.lines
         self.findings = outcome.findings

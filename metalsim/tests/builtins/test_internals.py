@@ -16,6 +16,8 @@ template <typename... T> using void_t = void;
 inline bfloat exp2(bfloat x) {
   return static_cast<bfloat>(__metal_exp2(static_cast<float>(x), __METAL_MAYBE_FAST_MATH__));
 }
+namespace fast { inline bfloat exp2(bfloat x) { return metal::exp2(x); } }
+namespace precise { inline bfloat abs(bfloat x) { return bfloat(metal::abs(float(x))); } }
 }  // namespace metal
 constant metal::os_log logger("metalsim", "tests");
 constant bool forward [[function_constant(0)]];
@@ -30,6 +32,8 @@ kernel void internals(device float* out, constant const int steps[2], const devi
   const uniform<float> one = make_uniform(1.0f);
   advance(in, steps[0] + steps[1]);
   logger.log_debug("thread %d", i);
+  sum += fast::exp2(bfloat(0.0f)) - bfloat(fast::exp2(0.0f) + precise::abs(-0.0f));
+  sum = precise::abs(sum);
   out[i] = sum + one + in[0] + __metal_simd_max(float(i)) +
            __metal_simd_shuffle_xor(ushort(i), 1) * (forward ? 100 : 0) +
            __metal_simd_shuffle_and_fill_down(float(i), -1.0f, ushort(1), ushort(4)) +

@@ -34,6 +34,36 @@ namespace inner { kernel void nested(device int* out) { out[0] = 7; } }
 kernel void nothing() {}
 """
 
+# Of `mixed` a launch reaches one variable alone, and not the first.
+MEMORY = """
+#include <metal_stdlib>
+using namespace metal;
+namespace inner {
+kernel void mixed(device float* out) {
+  if (out[0] == 1) {
+    threadgroup float x[10], y[3];
+    x[0] = y[0] = 1;
+  }
+  threadgroup char z;
+  z = 1;
+  if (out[0] == z) {
+    threadgroup long w[2];
+    w[0] = 1;
+  }
+}
+}
+template <typename T, int N, typename = enable_if_t<(N > 2)>>
+kernel void tiles(device T* out) {
+  constexpr int rows = N * 2;
+  threadgroup T x[rows][2];
+  x[0][0] = 1;
+  out[0] = x[0][0];
+}
+template [[host_name("tiles_float")]] kernel void tiles<float, 4>(device float*);
+template [[host_name("tiles_half")]] kernel void tiles<half, 8>(device half*);
+kernel void none(device float* out) { out[0] = 1; }
+"""
+
 
 @pytest.fixture(scope="module")
 def library() -> metalsim.ShaderLibrary:
@@ -115,8 +145,17 @@ def test_kernel_attributes(library) -> None:
     assert kernel.max_threads_per_threadgroup == 64
     assert library.where.max_threads_per_threadgroup == 1024
     assert kernel.thread_execution_width == 32
-    kernel(torch.zeros(1, dtype=torch.int32))
-    assert kernel.static_thread_group_memory_length == 40
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_threadgroup_memory_is_known_before_a_launch(compiler: str, check: bool) -> None:
+    library = metalsim.compile_shader(MEMORY, check=check)
+    sizes = {
+        name: getattr(library, name).static_thread_group_memory_length for name in dir(library)
+    }
+    assert sizes == {"none": 0, "mixed": 52 + 4 + 16, "tiles_float": 64, "tiles_half": 64}
+    library.mixed(torch.zeros(1))
+    assert library.mixed.static_thread_group_memory_length == 72
 
 
 def test_names(library) -> None:

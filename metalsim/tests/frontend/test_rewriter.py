@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from metalsim.frontend import Translation, translate
@@ -147,7 +149,7 @@ def test_namespaces_surround_the_entry() -> None:
 )
 def test_threadgroup_variables(declaration: str, expected: str) -> None:
     code = translate(f"template <class T> kernel void f(device T* x) {{ {declaration} }}").code
-    words = code.replace("METALSIM_THREADGROUP_VARIABLE", "VARIABLE")
+    words = re.sub(r"METALSIM_THREADGROUP_VARIABLE \( \(&::f<T>\) ?,", "VARIABLE(", code)
     for mark in "()[]<>,;*&?:":
         words = words.replace(mark, f" {mark} ")
     words = " ".join(words.replace("METALSIM_THREADGROUP", "SPACE").split()).replace(": :", "::")
@@ -157,8 +159,31 @@ def test_threadgroup_variables(declaration: str, expected: str) -> None:
 def test_threadgroup_variables_are_numbered_within_each_kernel() -> None:
     source = "kernel void {}(device int* x) {{ threadgroup int a, b; {{ threadgroup int c; }} }}\n"
     code = "".join(translate(source.format("f") + source.format("g")).code.split())
-    numbers = [part[0] for part in code.split("METALSIM_THREADGROUP_VARIABLE(")[1:]]
-    assert numbers == ["0", "1", "2", "0", "1", "2"]
+    variables = re.findall(r"METALSIM_THREADGROUP_VARIABLE\(\(&::(.)\),(\d)", code)
+    assert variables == [(kernel, at) for kernel in "fg" for at in "012"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments"),
+    [
+        ("class T, int N = 4", "<T, N>"),
+        ("typename T, typename... Rest", "<T, Rest...>"),
+        ("int N, typename = enable_if_t<(N > 2), int>, int M = 3", "<N>"),
+        ("typename T, unsigned int = 3", "<T>"),
+        ("typename T, typename T::type = 0", "<T>"),
+        ("template <class> class Op", "<Op>"),
+    ],
+)
+def test_a_template_names_its_own_instantiation(parameters: str, arguments: str) -> None:
+    source = (
+        f"namespace a::b {{ template <{parameters}> kernel void f() {{ threadgroup int v; }} }}"
+    )
+    assert f"METALSIM_THREADGROUP_VARIABLE ( (&::a::b::f{arguments}) ," in translate(source).code
+
+
+def test_a_template_with_a_parameter_that_has_no_name() -> None:
+    source = "template <class> kernel void f() { threadgroup int v; }"
+    assert "METALSIM_THREADGROUP_VARIABLE ( (nullptr) ," in translate(source).code
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,10 @@ class CudaEngine(NamedTuple):
         """PTX of the kernels at `path`."""
         build_ptx(find_ptx_compiler(), self._options(), code, path)
 
-    def threadgroup_bytes(self, path: Path) -> dict[int, int]:
+    def threadgroup_bytes(self, path: Path, kernels: int) -> list[int]:
         """What the PTX declares."""
-        return threadgroup_bytes(path.read_text(encoding="ascii"))
+        sizes = threadgroup_bytes(path.read_text(encoding="ascii"))
+        return [sizes.get(number, 0) for number in range(kernels)]
 
     def load(self, path: Path, records: list[KernelRecord]) -> PtxLibrary:
         """The program; GPUs load it when they first launch it."""

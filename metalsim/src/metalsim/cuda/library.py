@@ -76,7 +76,7 @@ class PtxLibrary:
             blocks = math.prod(groups)
             device(gpu).launch(function, blocks, threads, stream.cuda_stream, parameters)
             values.copy_back()
-        return Outcome({}, needed, (), _failure(request.kernel, [int(word) for word in failure]))
+        return Outcome({}, (), _failure(request.kernel, [int(word) for word in failure]))
 
     def _workspace(
         self, gpu: int, function: ctypes.c_void_p, blocks: int, threads: int

@@ -6,6 +6,7 @@ from __future__ import annotations
 from .conditions import Condition
 from .program import Argument, Kernel, Signature
 from .syntax import (
+    TYPE_WORDS,
     Attribute,
     closing,
     closing_angle,
@@ -98,6 +99,29 @@ def read_signature(
     return Signature(
         name, scope, _arguments(parameters), tuple(template), limits[0] if limits else ()
     )
+
+
+def address_of(signature: Signature) -> str:
+    """The kernel's own address in its body: of the instantiation that the body belongs to, if it is
+    a template's; `nullptr` where a parameter of the template has neither name nor value."""
+    arguments = list[str]()
+    for parameter in split_commas(list(signature.template[2:-1])):
+        words = [token.text for token in parameter]
+        declared = words[: words.index("=")] if "=" in words else words
+        if _is_unnamed(parameter[: len(declared)]):
+            if declared != words:
+                break  # and so have those behind it
+            return "(nullptr)"
+        arguments.append(f"{declared[-1]}{'...' if '...' in declared else ''}")
+    name = "::".join(("", *signature.scope, signature.name.text))
+    return f"(&{name}<{', '.join(arguments)}>)" if signature.template else f"(&{name})"
+
+
+def _is_unnamed(parameter: list[Token]) -> bool:
+    """Of a template: `typename`, `int`, `typename T::type`."""
+    last = parameter[-1]
+    is_name = last.kind == IDENTIFIER and last.text not in TYPE_WORDS
+    return len(parameter) == 1 or not is_name or parameter[-2].text == "::"
 
 
 def _max_threads(signature: Signature, arguments: list[list[Token]]) -> int:

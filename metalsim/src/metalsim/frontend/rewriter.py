@@ -11,7 +11,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .function_constants import FunctionConstants
-from .kernels import check_attribute, parameter_list, read_instantiation, read_signature
+from .kernels import (
+    address_of,
+    check_attribute,
+    parameter_list,
+    read_instantiation,
+    read_signature,
+)
 from .private_arrays import rewrite_private_arrays
 from .program import Kernel, Signature
 from .syntax import (
@@ -69,6 +75,8 @@ class Rewriter:
         self._constants = constants
         self._scopes = [_Scope("namespace")]
         self._signatures: dict[str, Signature] = {}
+        self._kernel = ""
+        """The address of the kernel whose body this is, as its threadgroup variables name it."""
         self._variables = 0
         self._goes_on = False
         """Whether the declaration goes on behind the last brace, as after an initializer."""
@@ -177,7 +185,7 @@ class Rewriter:
     def _statement(self, statement: list[Token], end: Token) -> None:
         kind = self._scopes[-1].kind
         if kind == "kernel":
-            rewritten = rewrite_threadgroup_variables(statement, self._variables)
+            rewritten = rewrite_threadgroup_variables(statement, self._kernel, self._variables)
             if rewritten is not None:
                 tokens, count = rewritten
                 self._variables += count
@@ -232,7 +240,7 @@ class Rewriter:
             [*before[start:], *after], attributes, self._names(), before[:start]
         )
         self._signatures[signature.name.text] = signature
-        self._variables = 0
+        self._kernel, self._variables = address_of(signature), 0
         if not signature.template:
             name = [signature.name]
             plain = read_instantiation(name, attributes, signature.scope, self._signatures)

@@ -11,10 +11,10 @@ _ALIGNMENT = 16
 
 
 def rewrite_threadgroup_variables(
-    statement: list[Token], first: int
+    statement: list[Token], kernel: str, first: int
 ) -> tuple[list[Token], int] | None:
-    """The declarations for `threadgroup T a[n], b;` (numbered from `first`) and how many; None for
-    other statements."""
+    """The declarations for `threadgroup T a[n], b;` in a kernel whose address is `kernel` (numbered
+    from `first`) and how many; None for other statements."""
     at, pragmas = _skip_pragmas(statement), list[Token]()
     pragmas, statement = statement[:at], statement[at:]
     found = _read_specifiers(statement)
@@ -33,6 +33,8 @@ def rewrite_threadgroup_variables(
         output += [
             macro._replace(kind=IDENTIFIER, text="METALSIM_THREADGROUP_VARIABLE"),
             macro._replace(kind=PUNCTUATOR, text="("),
+            macro._replace(kind=IDENTIFIER, text=kernel),
+            macro._replace(kind=PUNCTUATOR, text=","),
             macro._replace(kind=NUMBER, text=str(first + count)),
             macro._replace(kind=PUNCTUATOR, text=","),
             name,

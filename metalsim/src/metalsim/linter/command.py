@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import PROGRAM_SOURCE
+from ..include_path import add_include_option
 from ..quoted_lines import quote_errors
 from .clang import find_clang
 from .findings import RULES, LintFinding
@@ -23,14 +24,7 @@ def add_lint(parser: argparse.ArgumentParser) -> None:
         default="3.1",
         help="the language that the files are for (default: %(default)s, that of macOS 14)",
     )
-    parser.add_argument(
-        "-I",
-        dest="include",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="where #include looks, after the folder of FILE",
-    )
+    add_include_option(parser)
     parser.add_argument(
         "--ignore",
         action="append",

@@ -16,7 +16,7 @@ DIRECTORY = Path(__file__).resolve().parent
 INCLUDE_DIRECTORY = DIRECTORY.parent / "builtins"  # for `#include <metalsim/shim.h>`
 DEBUG_PREFIX = "/metalsim/"
 """Where debug information says that metalsim's own headers lie, wherever they are installed."""
-ABI_VERSION = 3
+ABI_VERSION = 4
 MODES = ("fast", "check")
 FAMILIES = ("clang", "gcc", "zig")
 
@@ -47,8 +47,13 @@ _CLANG_INSTRUMENTATION = (
     *("-fsanitize=thread", "-mllvm", "-tsan-instrument-func-entry-exit=0"),
     *("-mllvm", "-tsan-instrument-read-before-write=1"),
 )
-# The machine answers the calls of this one too.
+# The machine answers the calls of these too.
 _ALIGNMENT = ("-fsanitize=alignment", "-fsanitize-recover=alignment")
+# Names of types in these calls tell the arrays that are watched from others, which g++'s do not.
+# As in C, an array of one element at the end of a structure may stand for more.
+_BOUNDS = (
+    *("-fsanitize=array-bounds", "-fsanitize-recover=array-bounds", "-fstrict-flex-arrays=1"),
+)
 # What the package `lines` reads: lines and inlined calls, and every call where it stands.
 _LINES = (
     *("-gdwarf-4", "-gstrict-dwarf", "-g1", "-fno-optimize-sibling-calls"),
@@ -96,7 +101,8 @@ def kernel_flags(family: str, mode: str, inactive_lanes: bool = False) -> list[s
     if inactive_lanes:
         flags += ["-DMETALSIM_INACTIVE_LANES", "-fno-omit-frame-pointer", *_NO_REORDERING[family]]
     if mode == "check":
-        instrumentation = (*_INSTRUMENTATION[family], *_ALIGNMENT)
+        bounds = () if family == "gcc" else _BOUNDS
+        instrumentation = (*_INSTRUMENTATION[family], *_ALIGNMENT, *bounds)
         return [*flags, "-O1", *_LINES, "-DMETALSIM_CHECK", *instrumentation]
     return [*flags, "-O3", "-g0"]
 

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define METALSIM_ABI_VERSION 3
+#define METALSIM_ABI_VERSION 4
 #define METALSIM_BUFFERS 31
 #define METALSIM_COUNTERS 64
 #define METALSIM_LINES 4096 /* instructions that a profile can tell apart */
@@ -18,10 +18,11 @@ extern "C" {
 /* One kernel of a compiled library, defined by METALSIM_ENTRY(n, ...) as `metalsim_entry_<n>`. */
 typedef struct metalsim_entry {
   uint32_t abi_version;
-  uint32_t buffers;           /* bit i: the kernel has a parameter at buffer index i */
-  uint32_t constant_buffers;  /* bit i: that parameter is in the constant address space */
-  uint32_t reference_buffers; /* bit i: that parameter is a reference, not a pointer */
-  void (*body)(void);         /* runs one thread; the machine knows which */
+  uint32_t buffers;                    /* bit i: the kernel has a parameter at buffer index i */
+  uint32_t constant_buffers;           /* bit i: that parameter is in the constant address space */
+  uint32_t reference_buffers;          /* bit i: that parameter is a reference, not a pointer */
+  void (*body)(void);                  /* runs one thread; the machine knows which */
+  uint32_t (*threadgroup_bytes)(void); /* of its threadgroup variables */
 } metalsim_entry;
 
 /* Memory that the arguments lead to by address: an element of a list of tensors. */
@@ -44,7 +45,7 @@ enum {
 /* One side of a finding. */
 typedef struct metalsim_access {
   uint64_t code;   /* in the kernel library: the instruction after the access */
-  uint32_t action; /* 0: read, 1: write, 2: atomic */
+  uint32_t action; /* 0: read, 1: write, 2: atomic, 3: an index, for whatever access */
   uint32_t thread[3];
   uint32_t threadgroup[3];
 } metalsim_access;
@@ -55,8 +56,8 @@ typedef struct metalsim_finding {
   uint32_t space;     /* 0: device, 1: constant, 2: threadgroup, 3: thread, 4: none of these */
   uint32_t buffer;    /* the slot, for device and constant memory */
   uint32_t item;      /* in the list of tensors at that slot; ~0: no list */
-  const char* name;   /* of a variable; NULL: none */
-  int64_t offset;     /* in bytes, from where the memory begins */
+  const char* name;   /* of a variable, or of an array's type for an index; NULL: none */
+  int64_t offset;     /* in bytes, from where the memory begins; or the index */
   uint64_t extent;    /* the bytes of that memory; 0: a buffer that is not bound */
   uint32_t size;      /* bytes of the access */
   uint32_t alignment; /* that the access needs */
@@ -91,7 +92,6 @@ typedef struct metalsim_launch {
   metalsim_line_counters* lines; /* room for line_capacity of them, for METALSIM_PROFILE */
 
   uint64_t counters[METALSIM_COUNTERS]; /* metalsim_counter_name(i) names them */
-  uint32_t threadgroup_bytes;           /* the most threadgroup memory a threadgroup declared */
   uint32_t finding_count;
   uint32_t line_count;
   char error[8192];    /* empty when all is well */

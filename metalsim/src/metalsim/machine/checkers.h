@@ -17,6 +17,9 @@ struct Place {
 void report(Fiber& fiber, uint32_t kind, const Access& access, const Region& region,
             const Place* other = nullptr, uint32_t alignment = 0);
 
+// The same of an index outside of an array, of which no more than the type is known.
+void report_index(Fiber& fiber, const void* code, const char* type, int64_t index);
+
 bool check_bounds(Fiber& fiber, const Access& access, const Region& region);
 inline constexpr Listener bounds_listener = {METALSIM_BOUNDS, nullptr, nullptr, check_bounds,
                                              nullptr,         nullptr, nullptr};

@@ -12,6 +12,8 @@ uint32_t action_of(AccessKind kind) {
       return 0;
     case AccessKind::store:
       return 1;
+    case AccessKind::index:
+      return 3;
     default:
       return 2;
   }
@@ -60,27 +62,15 @@ void place_in_memory(const Fiber& fiber, const Access& access, const Region& reg
   finding.extent = is_unbound ? 0 : place.bytes;
 }
 
-}  // namespace
-
-void report(Fiber& fiber, uint32_t kind, const Access& access, const Region& region,
-            const Place* other, uint32_t alignment) {
+void add(const Fiber& fiber, const void* code, AccessKind kind, metalsim_finding& finding) {
   const Threadgroup& group = *fiber.threadgroup;
   metalsim_launch& launch = *group.launch;
-  metalsim_finding finding = {};
-  finding.kind = kind;
-  finding.size = access.bytes;
-  finding.alignment = alignment;
-  finding.count = 1;
-  place_in_memory(fiber, access, region, finding);
-  const Place place = {code_offset(access.code),
-                       access.kind,
+  const Place place = {code_offset(code),
+                       kind,
                        fiber.thread,
                        {group.position[0], group.position[1], group.position[2]}};
+  finding.count = 1;
   finding.access = describe(launch, place);
-  if (other != nullptr) {
-    finding.has_other = 1;
-    finding.other = describe(launch, *other);
-  }
   for (uint32_t index = 0; index < launch.finding_count; ++index) {
     if (!equal(launch.findings[index], finding)) continue;
     ++launch.findings[index].count;
@@ -88,6 +78,31 @@ void report(Fiber& fiber, uint32_t kind, const Access& access, const Region& reg
   }
   if (launch.finding_count < launch.finding_capacity)
     launch.findings[launch.finding_count++] = finding;
+}
+
+}  // namespace
+
+void report(Fiber& fiber, uint32_t kind, const Access& access, const Region& region,
+            const Place* other, uint32_t alignment) {
+  metalsim_finding finding = {};
+  finding.kind = kind;
+  finding.size = access.bytes;
+  finding.alignment = alignment;
+  place_in_memory(fiber, access, region, finding);
+  if (other != nullptr) {
+    finding.has_other = 1;
+    finding.other = describe(*fiber.threadgroup->launch, *other);
+  }
+  add(fiber, access.code, access.kind, finding);
+}
+
+void report_index(Fiber& fiber, const void* code, const char* type, int64_t index) {
+  metalsim_finding finding = {};
+  finding.kind = METALSIM_BOUNDS;
+  finding.space = static_cast<uint32_t>(Space::unknown);
+  finding.name = type;
+  finding.offset = index;
+  add(fiber, code, AccessKind::index, finding);
 }
 
 }  // namespace metalsim

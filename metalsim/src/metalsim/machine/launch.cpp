@@ -132,12 +132,11 @@ void prepare_group(const Launch& shared, Threadgroup& group) {
   }
 }
 
-void keep_results(Launch& shared, const Threadgroup& group, uint32_t threadgroup_bytes) {
+void keep_results(Launch& shared, const Threadgroup& group) {
   pthread_mutex_lock(&shared.mutex);
   metalsim_launch& launch = *shared.launch;
   for (uint32_t index = 0; index < counter_count; ++index)
     launch.counters[index] += group.counters[index];
-  if (threadgroup_bytes > launch.threadgroup_bytes) launch.threadgroup_bytes = threadgroup_bytes;
   if (group.error[0] != 0 && launch.error[0] == 0) {
     memcpy(launch.error, group.error, sizeof launch.error);
     memcpy(launch.error_kind, group.error_kind, sizeof launch.error_kind);
@@ -166,16 +165,14 @@ void* work(void* argument) {
     launch_error(shared, "no memory for the checkers");
     __atomic_store_n(&shared.stop, true, __ATOMIC_RELAXED);
   }
-  uint32_t threadgroup_bytes = 0;
   while (!__atomic_load_n(&shared.stop, __ATOMIC_RELAXED)) {
     const uint64_t index = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
     if (index >= shared.total) break;
     run_one(shared, group, index);
-    if (group.declared_bytes > threadgroup_bytes) threadgroup_bytes = group.declared_bytes;
     if (group.error[0] != 0) __atomic_store_n(&shared.stop, true, __ATOMIC_RELAXED);
   }
   notify_end_launch(group);
-  keep_results(shared, group, threadgroup_bytes);
+  keep_results(shared, group);
   give_back(worker);
   return nullptr;
 }

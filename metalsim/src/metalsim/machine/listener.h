@@ -6,7 +6,7 @@
 
 namespace metalsim {
 
-enum class AccessKind : uint32_t { load, store, atomic, atomic_load, atomic_store };
+enum class AccessKind : uint32_t { load, store, atomic, atomic_load, atomic_store, index };
 
 enum class Space : uint32_t {
   device,

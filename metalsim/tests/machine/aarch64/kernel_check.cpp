@@ -5,7 +5,7 @@
 using namespace metal;
 
 METALSIM_KERNEL void mixed(METALSIM_DEVICE float* out, METALSIM_CONSTANT uint& rounds, uint t) {
-  METALSIM_THREADGROUP_VARIABLE(0, tile, half[64]);
+  METALSIM_THREADGROUP_VARIABLE(&mixed, 0, tile, half[64]);
   float total = 0;
   for (uint i = 0; i < rounds; ++i) {
     tile[t] = half(t + i);

@@ -7,18 +7,6 @@
 namespace metal {
 
 template <class T>
-struct atomic {
-  T value;
-};
-template <class T>
-struct _atomic : atomic<T> {};
-using atomic_int = atomic<int>;
-using atomic_uint = atomic<uint>;
-using atomic_bool = atomic<bool>;
-using atomic_float = atomic<float>;
-using atomic_ulong = atomic<ulong>;
-
-template <class T>
 METALSIM_INLINE T atomic_load_explicit(const volatile atomic<T>* object, memory_order) {
   T result;
   __atomic_load(&object->value, &result, __ATOMIC_RELAXED);

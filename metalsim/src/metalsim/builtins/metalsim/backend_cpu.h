@@ -20,18 +20,68 @@
 // The compiler's mathematical function of one float precision.
 #define METALSIM_MATH(name) __builtin_##name##f
 
-#define METALSIM_THREADGROUP_VARIABLE(id, name, ...)                                  \
-  using metalsim_type_of_##name = __VA_ARGS__;                                        \
-  metalsim_type_of_##name& name =                                                     \
-      *static_cast<metalsim_type_of_##name*>(metalsim::backend::threadgroup_variable( \
+#define METALSIM_THREADGROUP_VARIABLE(kernel, id, name, ...)                                  \
+  using metalsim_type_of_##name = __VA_ARGS__;                                                \
+  static_cast<void>(&metalsim::DeclaredVariable<kernel, id, sizeof(metalsim_type_of_##name),  \
+                                                alignof(metalsim_type_of_##name)>::declared); \
+  metalsim_type_of_##name& name =                                                             \
+      *static_cast<metalsim_type_of_##name*>(metalsim::backend::threadgroup_variable(         \
           id, sizeof(metalsim_type_of_##name), alignof(metalsim_type_of_##name), #name))
 
-#define METALSIM_ENTRY(number, arguments, ...)                                                  \
-  static void metalsim_body_##number() { metalsim::bind(&__VA_ARGS__) arguments; }              \
-  extern "C" METALSIM_API const metalsim_entry metalsim_entry_##number;                         \
-  const metalsim_entry metalsim_entry_##number = {                                              \
-      METALSIM_ABI_VERSION, metalsim::buffer_mask arguments, metalsim::constant_mask arguments, \
-      metalsim::reference_mask(&__VA_ARGS__) arguments, &metalsim_body_##number};
+#define METALSIM_ENTRY(number, arguments, ...)                                           \
+  static void metalsim_body_##number() { metalsim::bind(&__VA_ARGS__) arguments; }       \
+  extern "C" METALSIM_API const metalsim_entry metalsim_entry_##number;                  \
+  const metalsim_entry metalsim_entry_##number = {METALSIM_ABI_VERSION,                  \
+                                                  metalsim::buffer_mask arguments,       \
+                                                  metalsim::constant_mask arguments,     \
+                                                  metalsim::reference_mask(&__VA_ARGS__) \
+                                                      arguments,                         \
+                                                  &metalsim_body_##number,               \
+                                                  &metalsim::threadgroup_bytes<&__VA_ARGS__>};
+
+namespace metalsim {
+
+// The threadgroup variables of one kernel, in the order of their numbers, as the machine allocates
+// them. They join when the library is loaded, so that their size is known before any launch.
+class ThreadgroupMemory {
+ public:
+  struct Variable {
+    uint32_t id, bytes, alignment;
+    Variable* next;
+  };
+
+  bool declare(Variable& variable) {
+    Variable** place = &first;
+    while (*place != nullptr && (*place)->id < variable.id) place = &(*place)->next;
+    variable.next = *place;
+    *place = &variable;
+    return true;
+  }
+  uint32_t bytes() const {
+    uint32_t sum = 0;
+    for (const Variable* at = first; at != nullptr; at = at->next)
+      sum = (sum + at->alignment - 1) / at->alignment * at->alignment + at->bytes;
+    return sum;
+  }
+
+ private:
+  Variable* first = nullptr;
+};
+
+template <auto kernel>
+inline ThreadgroupMemory threadgroup_memory;
+template <auto kernel>
+uint32_t threadgroup_bytes() {
+  return threadgroup_memory<kernel>.bytes();
+}
+
+template <auto kernel, uint32_t id, uint32_t bytes, uint32_t alignment>
+struct DeclaredVariable {
+  static inline ThreadgroupMemory::Variable self = {id, bytes, alignment, nullptr};
+  static inline const bool declared = threadgroup_memory<kernel>.declare(self);
+};
+
+}  // namespace metalsim
 
 namespace metalsim::backend {
 

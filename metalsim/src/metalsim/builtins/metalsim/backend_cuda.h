@@ -16,7 +16,7 @@
 // NVIDIA's mathematical function of one float precision: libdevice's, full precision.
 #define METALSIM_MATH(name) __nv_##name##f
 
-#define METALSIM_THREADGROUP_VARIABLE(id, name, ...)                                          \
+#define METALSIM_THREADGROUP_VARIABLE(kernel, id, name, ...)                                  \
   using metalsim_type_of_##name = __VA_ARGS__;                                                \
   static __attribute__((                                                                      \
       address_space(3), loader_uninitialized,                                                 \

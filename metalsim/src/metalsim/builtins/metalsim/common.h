@@ -3,6 +3,7 @@
 #pragma once
 
 #include "integer.h"
+#include "precision.h"
 
 namespace metal {
 
@@ -65,23 +66,17 @@ METALSIM_VECTOR_2(step)
 METALSIM_VECTOR_3(mix)
 METALSIM_VECTOR_3(smoothstep)
 
-namespace fast {
-using metal::abs;
-using metal::clamp;
-using metal::max;
-using metal::max3;
-using metal::median3;
-using metal::min;
-using metal::min3;
-using metal::mix;
-using metal::saturate;
-using metal::sign;
-using metal::smoothstep;
-using metal::step;
-}  // namespace fast
-
-namespace precise {
-using namespace fast;
-}  // namespace precise
+METALSIM_ALSO(abs)
+METALSIM_ALSO(clamp)
+METALSIM_ALSO(max)
+METALSIM_ALSO(max3)
+METALSIM_ALSO(median3)
+METALSIM_ALSO(min)
+METALSIM_ALSO(min3)
+METALSIM_ALSO(mix)
+METALSIM_ALSO(saturate)
+METALSIM_ALSO(sign)
+METALSIM_ALSO(smoothstep)
+METALSIM_ALSO(step)
 
 }  // namespace metal

@@ -2,11 +2,23 @@
 // some of its elements, in an order that Layout knows.
 #pragma once
 
+#include "arguments.h"
 #include "cooperative_layout.h"
 #include "execution_scopes.h"
 #include "tensor.h"
 
 namespace metalsim {
+
+template <class T>
+inline constexpr bool is_tensor = metal::is_tensor_handle_v<T> || metal::is_tensor_inline_v<T>;
+
+template <class T, class Extents, class Descriptor, class... Tags>
+struct BufferValue<metal::tensor<T, Extents, Descriptor, Tags...>> {
+  static_assert(sizeof(T) == 0,
+                "a kernel parameter cannot be a tensor: the host binds those, which compile_shader "
+                "cannot do. Take a pointer and make a tensor_inline of it");
+  static metal::tensor<T, Extents, Descriptor, Tags...> from(void*);
+};
 
 // A position in the calling thread's share of a tensor.
 template <class Tensor>

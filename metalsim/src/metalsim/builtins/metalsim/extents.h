@@ -1,12 +1,12 @@
 // The extents of a tensor: known to the compiler or given at run time, as those of std::mdspan.
-// Dimension 0 is the innermost one: the column of a row-major matrix.
+// Dimension 0 is the innermost one: the column of a row-major matrix. Lint reads this header too.
 #pragma once
 
-#include "type_traits.h"
+#include <metalsim/type_traits.h>
 
 namespace metal {
 
-inline constexpr size_t dynamic_extent = ~static_cast<size_t>(0);
+METALSIM_CONSTANT inline constexpr size_t dynamic_extent = ~static_cast<size_t>(0);
 
 template <class IndexType, size_t... Extents>
 struct extents {
@@ -35,8 +35,8 @@ struct extents {
   METALSIM_INLINE constexpr extents()
       : values{(Extents == dynamic_extent ? index_type(0) : static_cast<index_type>(Extents))...} {}
   // All extents, or the dynamic ones alone.
-  template <class... Index>
-    requires(sizeof...(Index) > 0 && (is_convertible_v<Index, IndexType> && ...))
+  template <class... Index, class = enable_if_t<(sizeof...(Index) > 0) &&
+                                                (is_convertible_v<Index, IndexType> && ...)>>
   METALSIM_INLINE constexpr explicit extents(Index... given) : extents() {
     static_assert(sizeof...(Index) == rank() || sizeof...(Index) == rank_dynamic(),
                   "extents: give every extent, or every dynamic one");

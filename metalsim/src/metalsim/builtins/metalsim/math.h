@@ -3,6 +3,7 @@
 // the same functions here.
 #pragma once
 
+#include "precision.h"
 #include "vector_operators.h"
 
 #define METALSIM_VECTOR_1(name)                                          \
@@ -34,12 +35,14 @@
 #define METALSIM_MATH_1(name, expression)                            \
   METALSIM_INLINE float name(float x) { return expression; }         \
   METALSIM_INLINE half name(half x) { return half(name(float(x))); } \
-  METALSIM_VECTOR_1(name)
+  METALSIM_VECTOR_1(name)                                            \
+  METALSIM_ALSO(name)
 
 #define METALSIM_MATH_2(name, expression)                                              \
   METALSIM_INLINE float name(float x, float y) { return expression; }                  \
   METALSIM_INLINE half name(half x, half y) { return half(name(float(x), float(y))); } \
-  METALSIM_VECTOR_2(name)
+  METALSIM_VECTOR_2(name)                                                              \
+  METALSIM_ALSO(name)
 
 // A function that Apple's special-function unit takes: counted in checking builds.
 #define METALSIM_COUNTED(name, counter, expression) \
@@ -155,108 +158,15 @@ METALSIM_INLINE half sincos(half x, half& cosine) {
   return sin(x);
 }
 
-namespace fast {
-using metal::acos;
-using metal::acosh;
-using metal::asin;
-using metal::asinh;
-using metal::atan;
-using metal::atan2;
-using metal::atanh;
-using metal::ceil;
-using metal::copysign;
-using metal::cos;
-using metal::cosh;
-using metal::cospi;
-using metal::divide;
-using metal::exp;
-using metal::exp10;
-using metal::exp2;
-using metal::fabs;
-using metal::fdim;
-using metal::floor;
-using metal::fma;
-using metal::fmax;
-using metal::fmax3;
-using metal::fmedian3;
-using metal::fmin;
-using metal::fmin3;
-using metal::fmod;
-using metal::fract;
-using metal::frexp;
-using metal::ilogb;
-using metal::ldexp;
-using metal::log;
-using metal::log10;
-using metal::log2;
-using metal::modf;
-using metal::nextafter;
-using metal::pow;
-using metal::powr;
-using metal::rint;
-using metal::round;
-using metal::rsqrt;
-using metal::sin;
-using metal::sincos;
-using metal::sinh;
-using metal::sinpi;
-using metal::sqrt;
-using metal::tan;
-using metal::tanh;
-using metal::tanpi;
-using metal::trunc;
-}  // namespace fast
-
-namespace precise {
-using metal::acos;
-using metal::acosh;
-using metal::asin;
-using metal::asinh;
-using metal::atan;
-using metal::atan2;
-using metal::atanh;
-using metal::ceil;
-using metal::copysign;
-using metal::cos;
-using metal::cosh;
-using metal::cospi;
-using metal::divide;
-using metal::exp;
-using metal::exp10;
-using metal::exp2;
-using metal::fabs;
-using metal::fdim;
-using metal::floor;
-using metal::fma;
-using metal::fmax;
-using metal::fmax3;
-using metal::fmedian3;
-using metal::fmin;
-using metal::fmin3;
-using metal::fmod;
-using metal::fract;
-using metal::frexp;
-using metal::ilogb;
-using metal::ldexp;
-using metal::log;
-using metal::log10;
-using metal::log2;
-using metal::modf;
-using metal::nextafter;
-using metal::pow;
-using metal::powr;
-using metal::rint;
-using metal::round;
-using metal::rsqrt;
-using metal::sin;
-using metal::sincos;
-using metal::sinh;
-using metal::sinpi;
-using metal::sqrt;
-using metal::tan;
-using metal::tanh;
-using metal::tanpi;
-using metal::trunc;
-}  // namespace precise
+METALSIM_ALSO(fma)
+METALSIM_ALSO(fmax3)
+METALSIM_ALSO(fmedian3)
+METALSIM_ALSO(fmin3)
+METALSIM_ALSO(frexp)
+METALSIM_ALSO(ilogb)
+METALSIM_ALSO(ldexp)
+METALSIM_ALSO(modf)
+METALSIM_ALSO(nextafter)
+METALSIM_ALSO(sincos)
 
 }  // namespace metal

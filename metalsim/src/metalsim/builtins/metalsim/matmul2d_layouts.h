@@ -1,72 +1,18 @@
-// The descriptor of a matmul2d, and how its operands and reductions lie over the threads of its
-// scope.
+// How the operands and reductions of a matmul2d lie over the threads of its scope.
 #pragma once
 
 #include "cooperative_tensor.h"
-#include "numeric_limits.h"
+#include "matmul2d_descriptor.h"
 
 namespace metalsim {
 
-inline constexpr int dynamic_int = static_cast<int>(metal::dynamic_extent);
+using mpp::tensor_ops::matmul2d_descriptor;
+
 constexpr bool is_dynamic_length(int length) {
   return length == dynamic_int || length == 0x7FFFFFFF || length == 0;
 }
 template <class Scope>
 inline constexpr int simdgroups_of = static_cast<int>(Scope::static_size);
-
-}  // namespace metalsim
-
-namespace mpp::tensor_ops {
-
-// Not public, but many kernels name operands with it. Address spaces are erased here.
-namespace __tensor_ops_detail {
-template <class T>
-using __remove_addrspace_t = T;
-}  // namespace __tensor_ops_detail
-
-enum class reduction_operation { sum, max, min };
-
-struct matmul2d_descriptor {
-  enum class mode { multiply, multiply_accumulate };
-
-  int m, n, k;
-  bool transpose_left, transpose_right, relaxed_precision;
-  mode matmul_mode;
-
-  METALSIM_INLINE constexpr matmul2d_descriptor(int m, int n, int k = metalsim::dynamic_int,
-                                                bool transpose_left = false,
-                                                bool transpose_right = false,
-                                                bool relaxed_precision = false,
-                                                mode matmul_mode = mode::multiply)
-      : m(m),
-        n(n),
-        k(k),
-        transpose_left(transpose_left),
-        transpose_right(transpose_right),
-        relaxed_precision(relaxed_precision),
-        matmul_mode(matmul_mode) {}
-
-  METALSIM_INLINE constexpr bool operator==(const matmul2d_descriptor&) const = default;
-  METALSIM_INLINE constexpr bool accumulates() const {
-    return matmul_mode == mode::multiply_accumulate;
-  }
-};
-
-template <class T>
-inline constexpr T dynamic_length_v = metal::numeric_limits<T>::max();
-
-template <class T>
-struct reduction_operation_identity {
-  static constexpr T sum_identity = T(0);
-  static constexpr T max_identity = metal::numeric_limits<T>::lowest();
-  static constexpr T min_identity = metal::numeric_limits<T>::max();
-};
-
-}  // namespace mpp::tensor_ops
-
-namespace metalsim {
-
-using mpp::tensor_ops::matmul2d_descriptor;
 
 // One operand of one operation, spread over the threads of its scope.
 template <matmul2d_descriptor operation, Operand role, class Scope, class Left, class Right,

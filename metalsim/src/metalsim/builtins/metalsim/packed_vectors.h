@@ -87,25 +87,3 @@ struct packed_vec<T, 4> {
 };
 
 }  // namespace metal
-
-#define METALSIM_PACKED_TYPES(type)             \
-  namespace metal {                             \
-  using packed_##type##2 = packed_vec<type, 2>; \
-  using packed_##type##3 = packed_vec<type, 3>; \
-  using packed_##type##4 = packed_vec<type, 4>; \
-  }                                             \
-  using metal::packed_##type##2;                \
-  using metal::packed_##type##3;                \
-  using metal::packed_##type##4;
-METALSIM_PACKED_TYPES(char)
-METALSIM_PACKED_TYPES(uchar)
-METALSIM_PACKED_TYPES(short)
-METALSIM_PACKED_TYPES(ushort)
-METALSIM_PACKED_TYPES(int)
-METALSIM_PACKED_TYPES(uint)
-METALSIM_PACKED_TYPES(long)
-METALSIM_PACKED_TYPES(ulong)
-METALSIM_PACKED_TYPES(half)
-METALSIM_PACKED_TYPES(bfloat)
-METALSIM_PACKED_TYPES(float)
-#undef METALSIM_PACKED_TYPES

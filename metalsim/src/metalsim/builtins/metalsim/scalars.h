@@ -110,6 +110,21 @@ METALSIM_BFLOAT_OPERATOR(*)
 METALSIM_BFLOAT_OPERATOR(/)
 #undef METALSIM_BFLOAT_OPERATOR
 
+#if defined(METALSIM_CHECK) && defined(__clang__)
+namespace metalsim {
+template <size_t length>
+struct Length {
+  using element = unsigned char;
+  static constexpr element elements[length] = {};
+};
+}  // namespace metalsim
+// For the subscripts of our own arrays: clang checks one whose element is read, where it lets a
+// reference be one past the end.
+#define METALSIM_INDEX(length, index) ((index) + metalsim::Length<(length)>::elements[index])
+#else
+#define METALSIM_INDEX(length, index) (index)
+#endif
+
 namespace metalsim {
 
 template <class T>

@@ -3,43 +3,16 @@
 #pragma once
 
 #include "simdgroup.h"
+#include "simdgroup_matrix_type.h"
 
 namespace metal {
 
 template <class T, int Columns, int Rows>
-struct simdgroup_matrix {
-  static_assert(Columns == 8 && Rows == 8, "Metal has 8x8 matrices only");
-  static_assert(is_floating_point_v<T>, "invalid element type: half, bfloat or float");
-
-  simdgroup_matrix() = default;
-  // A multiple of the identity.
-  METALSIM_INLINE explicit simdgroup_matrix(T value) {
-    const uint lane = metalsim::backend::lane();
-    const uint row = metalsim::matrix_row(lane), column = metalsim::matrix_column(lane);
-    elements[0] = row == column ? value : T(0);
-    elements[1] = row == column + 1 ? value : T(0);
-  }
-
-  METALSIM_INLINE vec<T, 2>& thread_elements() { return elements; }
-  METALSIM_INLINE const vec<T, 2>& thread_elements() const { return elements; }
-
- private:
-  vec<T, 2> elements;
-};
-
-using simdgroup_float8x8 = simdgroup_matrix<float, 8, 8>;
-using simdgroup_half8x8 = simdgroup_matrix<half, 8, 8>;
-using simdgroup_bfloat8x8 = simdgroup_matrix<bfloat, 8, 8>;
-
-template <class T, int Columns = 8, int Rows = 8>
-METALSIM_INLINE simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T value) {
-  simdgroup_matrix<T, Columns, Rows> matrix;
-  matrix.thread_elements() = vec<T, 2>(value);
-  return matrix;
-}
-template <class T, int Columns = 8, int Rows = 8>
-METALSIM_INLINE simdgroup_matrix<T, Columns, Rows> make_diagonal_simdgroup_matrix(T value) {
-  return simdgroup_matrix<T, Columns, Rows>(value);
+METALSIM_INLINE simdgroup_matrix<T, Columns, Rows>::simdgroup_matrix(T value) {
+  const uint lane = metalsim::backend::lane();
+  const uint row = metalsim::matrix_row(lane), column = metalsim::matrix_column(lane);
+  elements[0] = row == column ? value : T(0);
+  elements[1] = row == column + 1 ? value : T(0);
 }
 
 // `stride` is the distance of rows in elements, `origin` is (column, row).

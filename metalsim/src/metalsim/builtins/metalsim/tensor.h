@@ -1,10 +1,10 @@
 // <metal_tensor>: views of memory with extents and strides. Kernels make theirs over the buffers
-// and arrays that they hold (tensor_inline); the host cannot bind any (tensor_handle).
+// and arrays that they hold (tensor_inline); the host cannot bind any (tensor_handle). Lint reads
+// this header too: parameters are values, since temporaries have no address space for it.
 #pragma once
 
-#include "arguments.h"
-#include "extents.h"
-#include "utilities.h"
+#include <metalsim/extents.h>
+#include <metalsim/utilities.h>
 
 namespace metal {
 
@@ -16,17 +16,19 @@ template <class ElementType, class Extents, class Descriptor = tensor_handle, cl
 struct tensor;
 
 template <class T>
-inline constexpr bool is_tensor_handle_v = false;
+METALSIM_CONSTANT inline constexpr bool is_tensor_handle_v = false;
 template <class T, class E, class... Tags>
-inline constexpr bool is_tensor_handle_v<tensor<T, E, tensor_handle, Tags...>> = true;
+METALSIM_CONSTANT inline constexpr bool is_tensor_handle_v<tensor<T, E, tensor_handle, Tags...>> =
+    true;
 template <class T>
-inline constexpr bool is_tensor_inline_v = false;
+METALSIM_CONSTANT inline constexpr bool is_tensor_inline_v = false;
 template <class T, class E, class... Tags>
-inline constexpr bool is_tensor_inline_v<tensor<T, E, tensor_inline, Tags...>> = true;
+METALSIM_CONSTANT inline constexpr bool is_tensor_inline_v<tensor<T, E, tensor_inline, Tags...>> =
+    true;
 template <class T>
-inline constexpr bool has_tensor_offset_v = false;
+METALSIM_CONSTANT inline constexpr bool has_tensor_offset_v = false;
 template <class T, class E, class D, class... Tags>
-inline constexpr bool has_tensor_offset_v<tensor<T, E, D, Tags...>> =
+METALSIM_CONSTANT inline constexpr bool has_tensor_offset_v<tensor<T, E, D, Tags...>> =
     (is_same_v<Tags, tensor_offset> || ...);
 
 template <class ElementType, class Extents, class Descriptor, class... Tags>
@@ -37,7 +39,7 @@ struct tensor {
                 "tensor: only a tensor_handle takes the tag tensor_offset");
 
   using element_type = ElementType;
-  using value_type = remove_cv_t<ElementType>;
+  using value_type = remove_cv_t<remove_addrspace_t<ElementType>>;
   using extents_type = Extents;
   using index_type = typename Extents::index_type;
   using size_type = typename Extents::size_type;
@@ -45,8 +47,14 @@ struct tensor {
   using reference = ElementType&;
   using data_handle_type = ElementType*;
 
+ private:
+  template <class... Index>
+  using IndexOf = enable_if_t<sizeof...(Index) == Extents::rank() &&
+                              (is_convertible_v<Index, index_type> && ...)>;
+
+ public:
   // Without strides the elements lie side by side, dimension 0 innermost.
-  METALSIM_INLINE constexpr tensor(ElementType* data, const Extents& extents)
+  METALSIM_INLINE constexpr tensor(ElementType* data, Extents extents)
       : data(data), all_extents(extents) {
     refuse_handle();
     index_type stride = 1;
@@ -56,8 +64,8 @@ struct tensor {
     }
   }
   template <class Stride>
-  METALSIM_INLINE constexpr tensor(ElementType* data, const Extents& extents,
-                                   const array<Stride, Extents::rank()>& strides)
+  METALSIM_INLINE constexpr tensor(ElementType* data, Extents extents,
+                                   array<Stride, Extents::rank()> strides)
       : data(data), all_extents(extents) {
     refuse_handle();
     for (rank_type dimension = 0; dimension < get_rank(); ++dimension)
@@ -72,20 +80,22 @@ struct tensor {
   METALSIM_INLINE constexpr index_type get_extent(rank_type dimension) const {
     return all_extents.extent(dimension);
   }
-  METALSIM_INLINE constexpr const Extents& extents() const { return all_extents; }
+  METALSIM_INLINE constexpr Extents extents() const { return all_extents; }
   METALSIM_INLINE constexpr index_type get_stride(rank_type dimension) const {
     return strides[dimension];
   }
   METALSIM_INLINE constexpr ElementType* get_data_handle() const { return data; }
 
   // One element, dimension 0 first. As on the GPU the extents are not looked at.
-  template <class... Index>
-    requires(sizeof...(Index) == Extents::rank() && (is_convertible_v<Index, index_type> && ...))
+#ifdef METALSIM_HAS_ADDRESS_SPACES  // which C++17 alone has: there `t[i, j]` is t[j]
+  METALSIM_INLINE constexpr reference operator[](index_type index) const { return data[index]; }
+#else
+  template <class... Index, class = IndexOf<Index...>>
   METALSIM_INLINE constexpr reference operator[](Index... index) const {
     return data[offset(index...)];
   }
-  METALSIM_INLINE constexpr reference operator[](
-      const array<index_type, Extents::rank()>& index) const {
+#endif
+  METALSIM_INLINE constexpr reference operator[](array<index_type, Extents::rank()> index) const {
     long position = 0;
     for (rank_type dimension = 0; dimension < get_rank(); ++dimension)
       position += static_cast<long>(index[dimension]) * strides[dimension];
@@ -94,8 +104,7 @@ struct tensor {
 
   // The part that begins at `index`: `slice<64, dynamic_extent>(x, y)` promises that 64 elements
   // follow, a dynamic extent is what remains.
-  template <size_t... Part, class... Index>
-    requires(sizeof...(Index) == Extents::rank() && (is_convertible_v<Index, index_type> && ...))
+  template <size_t... Part, class... Index, class = IndexOf<Index...>>
   METALSIM_INLINE constexpr auto slice(Index... index) const {
     if constexpr (sizeof...(Part) == 0) {
       return part<dextents<index_type, Extents::rank()>>(index...);
@@ -151,18 +160,3 @@ tensor(T*, extents<Index, Extents...>, array<Stride, rank>)
     -> tensor<T, extents<Index, Extents...>, tensor_inline>;
 
 }  // namespace metal
-
-namespace metalsim {
-
-template <class T, class Extents, class Descriptor, class... Tags>
-struct BufferValue<metal::tensor<T, Extents, Descriptor, Tags...>> {
-  static_assert(sizeof(T) == 0,
-                "a kernel parameter cannot be a tensor: the host binds those, which compile_shader "
-                "cannot do. Take a pointer and make a tensor_inline of it");
-  static metal::tensor<T, Extents, Descriptor, Tags...> from(void*);
-};
-
-template <class T>
-inline constexpr bool is_tensor = metal::is_tensor_handle_v<T> || metal::is_tensor_inline_v<T>;
-
-}  // namespace metalsim

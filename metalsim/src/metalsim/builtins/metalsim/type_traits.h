@@ -105,11 +105,13 @@ template <class T>
 using remove_cvref_t = remove_cv_t<remove_reference_t<T>>;
 template <class T>
 using decay_t = remove_cvref_t<T>;
-#ifndef METALSIM_HAS_ADDRESS_SPACES
-// Address spaces are erased here, so there is nothing to remove.
+// Address spaces are erased, except for lint, which specialises this.
 template <class T>
-using remove_addrspace_t = T;
-#endif
+struct remove_addrspace {
+  using type = T;
+};
+template <class T>
+using remove_addrspace_t = typename remove_addrspace<T>::type;
 template <class T>
 struct make_signed;
 template <class T>

@@ -118,8 +118,12 @@ METALSIM_INLINE constexpr void append(T* elements, int& next, const V& values) {
     int next = 0;                                                                                 \
     (metalsim::append(elements, next, sources), ...);                                             \
   }                                                                                               \
-  METALSIM_INLINE constexpr T& operator[](int index) { return elements[index]; }                  \
-  METALSIM_INLINE constexpr const T& operator[](int index) const { return elements[index]; }
+  METALSIM_INLINE constexpr T& operator[](int index) {                                            \
+    return elements[METALSIM_INDEX(N, index)];                                                    \
+  }                                                                                               \
+  METALSIM_INLINE constexpr const T& operator[](int index) const {                                \
+    return elements[METALSIM_INDEX(N, index)];                                                    \
+  }
 
 namespace metal {
 
@@ -183,27 +187,7 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
 
 }  // namespace metal
 
-#define METALSIM_VECTOR_TYPES(type) \
-  namespace metal {                 \
-  using type##2 = vec<type, 2>;     \
-  using type##3 = vec<type, 3>;     \
-  using type##4 = vec<type, 4>;     \
-  }                                 \
-  using metal::type##2;             \
-  using metal::type##3;             \
-  using metal::type##4;
-METALSIM_VECTOR_TYPES(bool)
-METALSIM_VECTOR_TYPES(char)
-METALSIM_VECTOR_TYPES(uchar)
-METALSIM_VECTOR_TYPES(short)
-METALSIM_VECTOR_TYPES(ushort)
-METALSIM_VECTOR_TYPES(int)
-METALSIM_VECTOR_TYPES(uint)
-METALSIM_VECTOR_TYPES(long)
-METALSIM_VECTOR_TYPES(ulong)
-METALSIM_VECTOR_TYPES(half)
-METALSIM_VECTOR_TYPES(bfloat)
-METALSIM_VECTOR_TYPES(float)
-#undef METALSIM_VECTOR_TYPES
+#define METALSIM_VEC(type, length) vec<type, length>
+#include "vector_names.h"
 
 using metal::vec;

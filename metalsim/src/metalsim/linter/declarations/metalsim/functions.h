@@ -1,6 +1,8 @@
 // Functions of numbers: mathematics, integers, relations, geometry.
 #pragma once
 
+#include <metalsim/precision.h>
+
 namespace metalsim {
 
 template <class A, class B, bool same = __is_same(A, B)>
@@ -18,14 +20,6 @@ using truth = vector<bool, Shape<T>::length>;
 
 }  // namespace metalsim
 
-// fast:: and precise:: have the same functions, of which a program may add overloads.
-#define METALSIM_ALSO(name) \
-  namespace fast {          \
-  using metal::name;        \
-  }                         \
-  namespace precise {       \
-  using metal::name;        \
-  }
 #define METALSIM_FUNCTION_1(name) \
   template <class T>              \
   constexpr T name(T);            \

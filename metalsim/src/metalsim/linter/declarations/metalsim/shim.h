@@ -11,7 +11,7 @@
 #define METALSIM_THREAD __private
 #endif
 #define METALSIM_KERNEL
-#define METALSIM_THREADGROUP_VARIABLE(id, name, ...) \
+#define METALSIM_THREADGROUP_VARIABLE(kernel, id, name, ...) \
   __local __typeof__(__VA_ARGS__)& name = metalsim::threadgroup_variable<__typeof__(__VA_ARGS__)>()
 
 // Words of OpenCL that are names in Metal.

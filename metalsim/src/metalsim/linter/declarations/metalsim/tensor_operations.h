@@ -1,55 +1,11 @@
 // <MetalPerformancePrimitives/MetalPerformancePrimitives.h>: matmul2d and its tensors.
 #pragma once
 
+#include <metalsim/matmul2d_descriptor.h>
+
 #include "cooperative_tensor.h"
 
 namespace mpp::tensor_ops {
-
-// Not public, but many kernels name operands with it.
-namespace __tensor_ops_detail {
-template <class T>
-using __remove_addrspace_t = metal::remove_addrspace_t<T>;
-}  // namespace __tensor_ops_detail
-
-template <class T>
-__constant constexpr T dynamic_length_v = metal::numeric_limits<T>::max();
-
-struct matmul2d_descriptor {
-  enum class mode {
-    multiply,
-    multiply_accumulate,
-  };
-  int m, n, k;
-  bool transpose_left, transpose_right, relaxed_precision;
-  mode matmul_mode;
-
-  constexpr matmul2d_descriptor(int m, int n, int k = int(metal::dynamic_extent),
-                                bool transpose_left = false, bool transpose_right = false,
-                                bool relaxed_precision = false, mode matmul_mode = mode::multiply)
-      : m(m),
-        n(n),
-        k(k),
-        transpose_left(transpose_left),
-        transpose_right(transpose_right),
-        relaxed_precision(relaxed_precision),
-        matmul_mode(matmul_mode) {}
-  // A descriptor is an argument of a template, which C++ has from its 20th edition on: here a
-  // number stands for it.
-  constexpr operator int() const { return m; }
-  constexpr operator int() const __constant { return m; }
-};
-
-enum class reduction_operation {
-  sum,
-  max,
-  min,
-};
-template <class T>
-struct reduction_operation_identity {
-  __constant static constexpr T sum_identity = T(0);
-  __constant static constexpr T max_identity = metal::numeric_limits<T>::lowest();
-  __constant static constexpr T min_identity = metal::numeric_limits<T>::max();
-};
 
 template <int Descriptor, class Scope>
 struct matmul2d {

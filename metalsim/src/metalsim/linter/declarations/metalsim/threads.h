@@ -1,36 +1,10 @@
 // What threads do together: barriers, simdgroups, quadgroups, atomics, matrices of a simdgroup.
 #pragma once
 
+#include <metalsim/simdgroup_matrix_type.h>
+#include <metalsim/synchronization_types.h>
+
 namespace metal {
-
-enum class mem_flags : uint {
-  mem_none = 0,
-  mem_device = 1,
-  mem_threadgroup = 2,
-  mem_texture = 4,
-  mem_threadgroup_imageblock = 8,
-  mem_object_data = 16,
-};
-constexpr mem_flags operator|(mem_flags a, mem_flags b) {
-  return static_cast<mem_flags>(static_cast<uint>(a) | static_cast<uint>(b));
-}
-constexpr mem_flags operator&(mem_flags a, mem_flags b) {
-  return static_cast<mem_flags>(static_cast<uint>(a) & static_cast<uint>(b));
-}
-
-enum memory_order {
-  memory_order_relaxed = 0,
-  memory_order_acquire = 2,
-  memory_order_release = 3,
-  memory_order_acq_rel = 4,
-  memory_order_seq_cst = 5,
-};
-enum thread_scope {
-  thread_scope_thread,
-  thread_scope_simdgroup,
-  thread_scope_threadgroup,
-  thread_scope_device,
-};
 
 void threadgroup_barrier(mem_flags);
 void threadgroup_barrier(mem_flags, thread_scope);
@@ -89,18 +63,6 @@ T simd_shuffle_and_fill_up(T, T, ushort, ushort = 32);
 template <class T>
 T simd_shuffle_and_fill_down(T, T, ushort, ushort = 32);
 
-template <class T>
-struct atomic {
-  T value;
-};
-template <class T>
-struct _atomic : atomic<T> {};
-using atomic_int = atomic<int>;
-using atomic_uint = atomic<uint>;
-using atomic_bool = atomic<bool>;
-using atomic_float = atomic<float>;
-using atomic_ulong = atomic<ulong>;
-
 #define METALSIM_UPDATE(name, result)                               \
   template <class T, class Operand>                                 \
   result name(volatile __global atomic<T>*, Operand, memory_order); \
@@ -127,30 +89,6 @@ METALSIM_UPDATE(atomic_min_explicit, void)
 METALSIM_ATOMIC(__global)
 METALSIM_ATOMIC(__local)
 #undef METALSIM_ATOMIC
-
-template <class T, int Columns, int Rows>
-struct simdgroup_matrix {
-  static_assert(Columns == 8 && Rows == 8, "Metal has 8x8 matrices only");
-  static_assert(is_floating_point_v<T>, "invalid element type: half, bfloat or float");
-
-  simdgroup_matrix() = default;
-  explicit simdgroup_matrix(T) METALSIM_THREAD {}
-
-  METALSIM_THREAD vec<T, 2>& thread_elements() METALSIM_THREAD;
-  const METALSIM_THREAD vec<T, 2>& thread_elements() const METALSIM_THREAD;
-
- private:
-  vec<T, 2> elements;
-};
-
-using simdgroup_float8x8 = simdgroup_matrix<float, 8, 8>;
-using simdgroup_half8x8 = simdgroup_matrix<half, 8, 8>;
-using simdgroup_bfloat8x8 = simdgroup_matrix<bfloat, 8, 8>;
-
-template <class T, int Columns = 8, int Rows = 8>
-simdgroup_matrix<T, Columns, Rows> make_filled_simdgroup_matrix(T);
-template <class T, int Columns = 8, int Rows = 8>
-simdgroup_matrix<T, Columns, Rows> make_diagonal_simdgroup_matrix(T);
 
 #define METALSIM_MATRIX_MEMORY(space)                                                         \
   template <class T>                                                                          \

@@ -5,10 +5,6 @@
 #include <metalsim/type_traits.h>
 
 namespace metal {
-template <class T>
-struct remove_addrspace {
-  using type = T;
-};
 #define METALSIM_REMOVE(space)             \
   template <class T>                       \
   struct remove_addrspace<space T> {       \
@@ -23,6 +19,4 @@ METALSIM_REMOVE(__constant)
 METALSIM_REMOVE(__local)
 METALSIM_REMOVE(__private)
 #undef METALSIM_REMOVE
-template <class T>
-using remove_addrspace_t = typename remove_addrspace<T>::type;
 }  // namespace metal

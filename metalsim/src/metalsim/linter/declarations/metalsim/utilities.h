@@ -1,5 +1,7 @@
-// array<T, N>, uniform<T> and other small types.
+// Small library types: their members are in the address space of the object.
 #pragma once
+
+#include <metalsim/uniform.h>
 
 namespace metal {
 
@@ -27,27 +29,6 @@ struct array {
   static constexpr size_t size() { return N; }
   static constexpr bool empty() { return N == 0; }
 };
-
-template <class T>
-struct uniform {
-  T value;
-
-  uniform() = default;
-  constexpr explicit uniform(T value) : value(value) {}
-  constexpr operator T() const { return value; }
-};
-template <class T>
-constexpr uniform<T> make_uniform(T value) {
-  return uniform<T>(value);
-}
-#define METALSIM_UNIFORM(symbol) \
-  template <class A, class B>    \
-  constexpr uniform<decltype(A() symbol B())> operator symbol(uniform<A>, uniform<B>);
-METALSIM_UNIFORM(+)
-METALSIM_UNIFORM(-)
-METALSIM_UNIFORM(*)
-METALSIM_UNIFORM(/)
-#undef METALSIM_UNIFORM
 
 #define METALSIM_OF_OBJECTS(space)        \
   template <class T>                      \

@@ -59,16 +59,6 @@ struct Shape<Booleans<N>> {
 
 }  // namespace metalsim
 
-#define METALSIM_VECTOR_NAMES(type)          \
-  namespace metal {                          \
-  using type##2 = metalsim::vector<type, 2>; \
-  using type##3 = metalsim::vector<type, 3>; \
-  using type##4 = metalsim::vector<type, 4>; \
-  }                                          \
-  using metal::type##2;                      \
-  using metal::type##3;                      \
-  using metal::type##4;
-
 namespace metalsim {
 template <class T, int N>
 struct Vector {
@@ -111,20 +101,6 @@ struct Packed {
 };
 }  // namespace metalsim
 
-METALSIM_VECTOR_NAMES(bool)
-METALSIM_VECTOR_NAMES(char)
-METALSIM_VECTOR_NAMES(uchar)
-METALSIM_VECTOR_NAMES(short)
-METALSIM_VECTOR_NAMES(ushort)
-METALSIM_VECTOR_NAMES(int)
-METALSIM_VECTOR_NAMES(uint)
-METALSIM_VECTOR_NAMES(long)
-METALSIM_VECTOR_NAMES(ulong)
-METALSIM_VECTOR_NAMES(half)
-METALSIM_VECTOR_NAMES(bfloat)
-METALSIM_VECTOR_NAMES(float)
-#undef METALSIM_VECTOR_NAMES
-
 namespace metal {
 
 template <class T, int N>
@@ -147,24 +123,5 @@ using metal::metalsim_construct;
 using metal::metalsim_vector;
 using metal::packed_vec;
 
-#define METALSIM_PACKED_NAMES(type)             \
-  namespace metal {                             \
-  using packed_##type##2 = packed_vec<type, 2>; \
-  using packed_##type##3 = packed_vec<type, 3>; \
-  using packed_##type##4 = packed_vec<type, 4>; \
-  }                                             \
-  using metal::packed_##type##2;                \
-  using metal::packed_##type##3;                \
-  using metal::packed_##type##4;
-METALSIM_PACKED_NAMES(char)
-METALSIM_PACKED_NAMES(uchar)
-METALSIM_PACKED_NAMES(short)
-METALSIM_PACKED_NAMES(ushort)
-METALSIM_PACKED_NAMES(int)
-METALSIM_PACKED_NAMES(uint)
-METALSIM_PACKED_NAMES(long)
-METALSIM_PACKED_NAMES(ulong)
-METALSIM_PACKED_NAMES(half)
-METALSIM_PACKED_NAMES(bfloat)
-METALSIM_PACKED_NAMES(float)
-#undef METALSIM_PACKED_NAMES
+#define METALSIM_VEC(type, length) metalsim::vector<type, length>
+#include <metalsim/vector_names.h>
