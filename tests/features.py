@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 # Where the engines' tests run: FLASHMETAL_TEST_DEVICE=cuda takes them to a GPU.
 DEVICE = os.environ.get("FLASHMETAL_TEST_DEVICE", "cpu")
+LONG = pytest.mark.long
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPE: dict[str, Any] = {
     "seqlen_q": 37,
@@ -125,21 +126,16 @@ TRAINING = FEATURES | DROPOUT  # what has gradients: caches have none
 
 
 def in_turn(
-    calls: Iterable[str], dtypes: Sequence[torch.dtype], short: Iterable[str] | None = None
+    calls: Iterable[Any], options: Sequence[Any], short: Iterable[Any] | None = None
 ) -> list[Any]:
-    """(call, dtype) for parametrize: all pairs, but for one dtype a call in the long matrix alone.
+    """(call, option) for parametrize, all pairs: those past one option a call are long.
 
-    ``short`` are the calls that the short run has, all by default.
+    ``short`` are the calls that the short run has, all by default; options, as dtypes or GPUs, take
+    turns among them.
     """
     calls = list(calls)
-    short_pairs = set(zip(calls if short is None else short, cycle(dtypes), strict=False))
+    chosen = list(zip(calls if short is None else short, cycle(options), strict=False))
     return [
-        pytest.param(
-            name,
-            dtype,
-            id=f"{name}-{dtype}",
-            marks=() if (name, dtype) in short_pairs else pytest.mark.long,
-        )
-        for name in calls
-        for dtype in dtypes
+        pytest.param(*pair, id=f"{pair[0]}-{pair[1]}", marks=() if pair in chosen else LONG)
+        for pair in product(calls, options)
     ]

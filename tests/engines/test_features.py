@@ -16,7 +16,7 @@ from flashmetal.testing import assert_matches_reference, make_inputs
 from ..features import CACHES, DEVICE, DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE
 
 SMALL_TILES = panels.Tiling(block_q=16, scores=1, least_keys=24)
-REFUSED_BY_STOCK = "k_format v_format window_left alibi".split()
+REFUSED_BY_STOCK = {*"k_format v_format window_left softcap alibi bias dropout_p".split()}
 BOTH = pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])
 
 
@@ -59,8 +59,7 @@ DECODES: dict[str, dict[str, Any]] = {
 def test_uneven_decodes(feature: str, dtype: torch.dtype) -> None:
     problem, inputs = make_inputs(**{**SHAPE, **LENGTHS, **DECODES[feature]}, dtype=dtype)
     assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
-    if stock.refuse(problem) is None:
-        assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
+    check_stock(problem, inputs, DECODES[feature])
 
 
 @pytest.mark.usefixtures("tiles")
@@ -76,12 +75,16 @@ def test_portable(feature: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("feature", FULL_OR_CAUSAL | CACHES)
 def test_stock(feature: str, dtype: torch.dtype) -> None:
     """Also caches, those it refuses excepted."""
-    problem, inputs = make_inputs(**{**SHAPE, **(FULL_OR_CAUSAL | CACHES)[feature]}, dtype=dtype)
-    if feature in CACHES and stock.refuse(problem) is not None:
-        assert any(name in CACHES[feature] for name in REFUSED_BY_STOCK)
-        return
-    assert stock.refuse(problem) is None
-    assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
+    call = (FULL_OR_CAUSAL | CACHES)[feature]
+    check_stock(*make_inputs(**{**SHAPE, **call}, dtype=dtype), call)
+
+
+def check_stock(problem: AttentionProblem, inputs: AttentionInputs, call: dict[str, Any]) -> None:
+    """It refuses what it must, and nothing else."""
+    refused = bool(REFUSED_BY_STOCK & set(call)) or problem.head_dim != problem.head_dim_v
+    assert (stock.refuse(problem) is not None) == refused
+    if not refused:
+        assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
 
 
 @pytest.mark.parametrize("engine", [portable, stock], ids=["portable", "stock"])

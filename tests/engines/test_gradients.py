@@ -92,6 +92,20 @@ def test_rows_and_keys_that_see_nothing_have_zero_gradients(engine: str) -> None
         assert all(torch.all(x == 0) for x in found[:3])
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_sink_of_no_weight_has_no_gradient(engine: str) -> None:
+    """Rows without a key then have lse -inf, and exp(-inf - -inf) is not a number."""
+    problem, inputs = make_inputs(
+        **{**SHAPE, "seqlen_q": 50, "seqlen_k": 20}, window_right=0, sinks=True
+    )
+    inputs.sinks.fill_(-torch.inf)
+    o, lse = ENGINES[engine].forward(problem, inputs)
+    rows = QueryRows(o, lse, *make_output_gradients(o, lse))
+    found = ENGINES[engine].backward(problem, inputs, rows, ("q", "sinks"))
+    assert torch.all(found.sinks == 0)
+    assert torch.all(found.q[:, :30] == 0)
+
+
 def test_a_bias_that_hides_rows_gives_zero_gradients() -> None:
     problem, inputs = make_inputs(**SHAPE, bias=True, softcap=2.0)
     inputs.bias[:, :, 3:9] = -torch.inf

@@ -43,7 +43,7 @@ def scores(**call: Any) -> int:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_memory_is_linear_in_the_sequence(dtype: torch.dtype, features: dict[str, Any]) -> None:
-    for seqlen in (1024, 2048):
+    for seqlen in (512, 1024):
         assert largest(portable, seqlen, dtype=dtype, **features) <= 2 * 16 * seqlen
 
 
@@ -90,7 +90,7 @@ def test_work_of_a_packed_batch_is_that_of_its_sequences() -> None:
 def test_memory_of_the_backward_is_linear_in_the_sequence(
     dtype: torch.dtype, features: dict[str, Any]
 ) -> None:
-    for seqlen in (1024, 2048):
+    for seqlen in (512, 1024):
         problem, inputs = make_inputs(**{**SHAPE, **features, "seqlen_q": seqlen}, dtype=dtype)
         o, lse = portable.forward(problem, inputs)
         call = problem, inputs, QueryRows(o, lse, torch.ones_like(o)), differentiable(inputs)

@@ -76,8 +76,9 @@ def test_packed_heads_of_q_k_and_v() -> None:
     qkv = torch.stack((k, k * 2, v), dim=2)
     found = flash_attn_3.flash_attn_qkvpacked_func(qkv, **OPTIONS)
     assert torch.equal(found[0], expected(k, k * 2, v)[0])
-    with pytest.raises(ValueError, match="flash_attn_qkvpacked_func: qkv must be"):
-        flash_attn_3.flash_attn_qkvpacked_func(torch.zeros(1, 2, 7, 8), num_heads_q=4)
+    for shape in ((1, 2, 7, 8), (2, 8), (1, 2, 3, 4, 8)):
+        with pytest.raises(ValueError, match="flash_attn_qkvpacked_func: qkv must be"):
+            flash_attn_3.flash_attn_qkvpacked_func(torch.zeros(shape), num_heads_q=4)
 
 
 @pytest.mark.parametrize("name", ["q_descale", "k_descale", "v_descale", "attention_chunk"])
@@ -135,5 +136,7 @@ def test_shares_that_do_not_fit_are_refused() -> None:
     out = torch.zeros(2, 1, 3, 1, 4)
     with pytest.raises(ValueError, match="flash_attn_combine: lse_partial must be"):
         flash_attn_3.flash_attn_combine(out, torch.zeros(2, 1, 1, 3))
+    with pytest.raises(ValueError, match="of one part or more"):
+        flash_attn_3.flash_attn_combine(out[:0], out[:0, ..., 0])
     with pytest.raises(ValueError, match="flash_attn_combine: out must be in out_dtype"):
         flash_attn_3.flash_attn_combine(out, out[..., 0], torch.zeros(1, 3, 1, 4), torch.float16)

@@ -141,6 +141,9 @@ def test_the_layer_depends_on_distances_alone(scale_base: float | None) -> None:
         same = scores.diagonal(-distance)
         torch.testing.assert_close(same, same[:1].expand_as(same))
     assert scores[1:, 0].diff().abs().min() > 0
+    # xPos leaves the middle of its tables as it is, so that neither end grows far.
+    plain = RotaryEmbedding(16)(rows[:, :, 0].clone(), rows.clone())[0]
+    torch.testing.assert_close(q[:, 6], plain[:, 6])
 
 
 def test_the_layer_keeps_its_tables_and_makes_longer_ones() -> None:
@@ -166,6 +169,15 @@ def test_the_layer_in_half_precision_has_tables_of_float32_angles() -> None:
     exact = turned(q, angles.cos(), angles.sin(), torch.arange(3000), False)
     eager = exact.to(torch.bfloat16)
     assert (found.double() - exact).abs().max() <= error_budget(eager, exact)
+
+
+def test_tables_made_in_inference_mode_are_not_trained_with() -> None:
+    layer, qkv = RotaryEmbedding(8), torch.randn(1, 6, 3, 2, 8)
+    with torch.inference_mode():
+        layer(qkv.clone())
+    trained = qkv.clone().requires_grad_()
+    layer(trained * 1.0).sum().backward()
+    assert trained.grad is not None
 
 
 WRONG: dict[str, Any] = {

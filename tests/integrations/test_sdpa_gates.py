@@ -110,6 +110,14 @@ VERDICTS: dict[str, tuple[Call, Software, bool, str, str]] = {
     ),
     "decode-2.8": (call(1, 70), Software((2, 8), (15, 0)), True, "correctness", "#163597"),
     "decode-2.10": (call(8, 70), Software((2, 10), (15, 0)), True, "correctness", "#174861"),
+    "decode-2.10-fewer-keys": (
+        call(8, 4),
+        Software((2, 10), (15, 0)),
+        False,
+        "size",
+        "too small",
+    ),
+    "decode-2.7": (call(1, 70, dtype=FULL), Software((2, 7), (15, 0)), False, "size", "too small"),
     "decode-2.11": (call(1, 70), Software((2, 11), (15, 0)), False, "size", "too small"),
     "decode-2.10-other-dim": (
         call(1, 70, head_dim=80, dtype=FULL),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,17 +16,10 @@ import torch
 import metalsim
 from flashmetal.engines.metal import Runtime, metal_runtime
 
-from .launches import LAUNCHES, SHAPE
+from .launches import LAUNCHES, SHAPE, Idle
 from .simulated import gpu_of
 
 NEWEST = "4.1"
-
-
-class _Idle:
-    """A compiled library whose kernels do nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **options: None
 
 
 def rendered_sources() -> dict[str, str]:
@@ -37,7 +29,7 @@ def rendered_sources() -> dict[str, str]:
 
         def compile_shader(source: str, name: str = name) -> Any:
             sources.setdefault(source, name)
-            return _Idle()
+            return Idle()
 
         runtime = Runtime(compile_shader, "cpu", gpu_of(launch.gpu))
         for dtype in (torch.float32, torch.bfloat16):

@@ -153,6 +153,7 @@ def test_broken_rule_turns_the_suite_red(mutation: Mutation) -> None:
         assert_matches_reference(o, lse, problem, inputs)
 
 
+@pytest.mark.long
 def test_unbroken_rules_are_green() -> None:
     for mutation in MUTATIONS:
         problem, inputs = make_inputs(**{**BASE, **mutation.case})

@@ -10,6 +10,7 @@ from flashmetal.gradients import QueryRows
 from flashmetal.testing import make_inputs
 from flashmetal.tiles import tile_of
 
+from ..features import in_turn
 from .simulated import TILE_GPUS, counted, counted_forward, simulated_forward
 
 # One shape for all bounds: B1 H2 S256 D64 fp16, full attention.
@@ -67,9 +68,16 @@ def test_a_window_of_128_of_16384_costs_under_two_percent_of_full_attention() ->
     assert counters["matrix_multiplies"] < 0.02 * full
 
 
-@pytest.mark.parametrize("band", [{}, {"window_right": 0}, {"window_left": 32, "window_right": 0}])
-@pytest.mark.parametrize("gpu", TILE_GPUS)
-def test_backward_makes_seven_products_of_the_visible_tiles(gpu: str, band: dict[str, int]) -> None:
+BANDS = {
+    "full": {},
+    "causal": {"window_right": 0},
+    "window": {"window_left": 32, "window_right": 0},
+}
+
+
+@pytest.mark.parametrize(("name", "gpu"), in_turn(BANDS, TILE_GPUS))
+def test_backward_makes_seven_products_of_the_visible_tiles(name: str, gpu: str) -> None:
+    band = BANDS[name]
     problem, inputs = make_inputs(**SHAPE, **band, dtype=torch.float16)
     o, lse = simulated_forward(problem, inputs, gpu=gpu)
     with counted(gpu) as counters:

@@ -211,7 +211,7 @@ def _known_wrong(call: Call, sizes: _Sizes, software: Software) -> str | None:
             "the decode kernels of torch 2.8 to 2.10 read out of bounds (#163597, #174861)",
         ),
         (
-            version < (2, 10) and not composed and not fused and half,
+            version < (2, 10) and not composed and half,
             "before torch 2.10 the scores overflow their half type (#160841)",
         ),
         (

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ...cache_append import AppendInputs, CacheAppend
-from ...cache_formats import FORMATS
 from ...testing_append import assert_append_matches_reference, copied, make_append
 from . import bindings, params
 from .launch import Launch
-from .runtime import Runtime, runtime_for
-from .variant import CODE_TYPES, MSL_TYPES, declare
+from .runtime import Runtime, refuse_tensors, runtime_for
+from .variant import declare, storage_facts
 
 _SIMDGROUPS = 4
 _OPERANDS = (*AppendInputs._fields, "q_out")
@@ -83,12 +82,8 @@ class AppendVariant(NamedTuple):
         return False
 
     def prelude(self) -> str:
-        element = MSL_TYPES[self.dtype]
-        types = {
-            "Element": element,
-            "KeyCode": CODE_TYPES.get(self.k_format, element),
-            "ValueCode": CODE_TYPES.get(self.v_format, element),
-        }
+        dims, formats = (self.head_dim, self.head_dim_v), (self.k_format, self.v_format)
+        types, sizes = storage_facts(self.dtype, dims, self.page_size, formats)
         flags = {
             "HAS_PAGES": self.has_pages,
             "INTERLEAVED": self.interleaved,
@@ -97,14 +92,7 @@ class AppendVariant(NamedTuple):
             "IS_PACKED_Q": self.is_packed_q,
             "IS_PACKED_NEW": self.is_packed_new,
         }
-        sizes = {
-            "HEAD_DIM": self.head_dim,
-            "HEAD_DIM_V": self.head_dim_v,
-            "PAGE_SIZE": max(self.page_size, 1),
-            "ROTARY_DIM": self.rotary_dim,
-            "K_FORMAT": FORMATS.index(self.k_format),
-            "V_FORMAT": FORMATS.index(self.v_format),
-        }
+        sizes["ROTARY_DIM"] = self.rotary_dim
         structs = params.integer_struct(_INTEGERS)
         declarations = bindings.declarations(self, scalars=False)
         return f"{declare(types, flags, sizes)}\n{structs}\n{declarations}\n"
@@ -112,12 +100,11 @@ class AppendVariant(NamedTuple):
 
 def refuse_append(problem: CacheAppend) -> str | None:
     """Why the Metal kernel cannot serve this append, in words for the user; None if it can."""
+    refusal = refuse_tensors(problem.device, problem.dtype)
     runtime = runtime_for(problem.device)
-    if runtime is None:
-        return f"no Metal runtime serves {problem.device} tensors on this machine"
-    if problem.dtype not in MSL_TYPES:
-        return f"the Metal kernels take float32, float16 and bfloat16, not {problem.dtype}"
-    return runtime.set_aside.get((problem, "append"))
+    if refusal is None and runtime is not None:
+        refusal = runtime.set_aside.get((problem, "append"))
+    return refusal
 
 
 def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:

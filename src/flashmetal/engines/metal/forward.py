@@ -15,9 +15,9 @@ from .decode import decode
 from .launch import WIDEST_LOAD, Addresses, Launch, loads_of, work_of
 from .params import Geometry, pack_integers, pack_scalars
 from .proof import small_call
-from .runtime import Runtime, runtime_for
+from .runtime import Runtime, refuse_tensors, runtime_for
 from .tile_choice import Choice, Pinned, choose_tile
-from .variant import MSL_TYPES, KernelVariant, Loads, variant_of
+from .variant import KernelVariant, Loads, variant_of
 
 MOST_HEAD_DIM = most_head_dim("forward")
 _KERNELS = {
@@ -31,10 +31,9 @@ _SCALAR_PRODUCTS = 16  # of which two are made, an eighth as fast: each lane loa
 
 def refuse(problem: AttentionProblem) -> str | None:
     """Why the Metal kernels cannot serve this call, in words for the user; None if they can."""
-    if runtime_for(problem.device) is None:
-        return f"no Metal runtime serves {problem.device} tensors on this machine"
-    if problem.dtype not in MSL_TYPES:
-        return f"the Metal kernels take float32, float16 and bfloat16, not {problem.dtype}"
+    reason = refuse_tensors(problem.device, problem.dtype)
+    if reason is not None:
+        return reason
     if max(problem.head_dim, problem.head_dim_v) > MOST_HEAD_DIM:
         return (
             f"the Metal kernels take head dims up to {MOST_HEAD_DIM}; got D={problem.head_dim}, "

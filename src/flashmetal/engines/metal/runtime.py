@@ -21,7 +21,7 @@ from .gpu import Gpu
 from .machine_files import machine_file, machine_name
 from .measured import read_rows
 from .trust import SetAside, Trust
-from .variant import Variant, render
+from .variant import MSL_TYPES, Variant, render
 
 _given: dict[str, Runtime] = {}  # by device type; only metal_runtime writes it
 
@@ -99,6 +99,15 @@ def runtime_for(device: str) -> Runtime | None:
     if given is None and device == "mps":
         return _apple_runtime()
     return given
+
+
+def refuse_tensors(device: str, dtype: torch.dtype) -> str | None:
+    """Why no Metal kernel takes tensors of a device type and dtype, in words; None if some do."""
+    if runtime_for(device) is None:
+        return f"no Metal runtime serves {device} tensors on this machine"
+    if dtype not in MSL_TYPES:
+        return f"the Metal kernels take float32, float16 and bfloat16, not {dtype}"
+    return None
 
 
 @lru_cache(maxsize=1)

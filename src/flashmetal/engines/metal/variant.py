@@ -19,7 +19,7 @@ from . import bindings, msl, params
 
 MSL_TYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 
-CODE_TYPES = {"int8": "char", "fp8": "uchar", "int4": "uchar"}
+_CODE_TYPES = {"int8": "char", "fp8": "uchar", "int4": "uchar"}
 
 # Headers in the order in which they build on each other.
 _SHARED = ("sequence.h", "mask.h", "key_value.h", "score.h", "random.h")
@@ -195,16 +195,10 @@ def _prelude(variant: KernelVariant) -> str:
         "HAS_LEFTPAD_K": variant.has_leftpad_k,
         "PACKS_HEADS": variant.packs_heads,
     }
-    sizes = {
-        "HEAD_DIM": variant.head_dim,
-        "HEAD_DIM_V": variant.head_dim_v,
-        "PAGE_SIZE": max(variant.page_size, 1),
-        "GROUP": variant.group,
-        "K_FORMAT": FORMATS.index(variant.k_format),
-        "V_FORMAT": FORMATS.index(variant.v_format),
-        "K_VECTOR": variant.vector_k,
-        "V_VECTOR": variant.vector_v,
-    }
+    dims, formats = (variant.head_dim, variant.head_dim_v), (variant.k_format, variant.v_format)
+    types, sizes = storage_facts(variant.dtype, dims, variant.page_size, formats)
+    types["BiasElement"] = MSL_TYPES[variant.bias_dtype or variant.dtype]
+    sizes |= {"GROUP": variant.group, "K_VECTOR": variant.vector_k, "V_VECTOR": variant.vector_v}
     if variant.tile is not None:
         flags |= {
             "OWNED_IN_REGISTERS": variant.tile.owned_in_registers,
@@ -221,16 +215,29 @@ def _prelude(variant: KernelVariant) -> str:
         }
     if variant.has_tensor_operations:
         flags |= tensor_flags(variant.dtype, variant.layout)
-    element = MSL_TYPES[variant.dtype]
-    types = {
-        "Element": element,
-        "BiasElement": MSL_TYPES[variant.bias_dtype or variant.dtype],
-        "KeyCode": CODE_TYPES.get(variant.k_format, element),
-        "ValueCode": CODE_TYPES.get(variant.v_format, element),
-    }
     structs = params.structs(backward=variant.kernel.startswith("attention_backward"))
     head = declare(types, flags, sizes, variant.has_tensor_operations)
     return f"{head}\n{structs}\n{bindings.declarations(variant)}\n"
+
+
+def storage_facts(
+    dtype: torch.dtype, head_dims: tuple[int, int], page_size: int, formats: tuple[str, str]
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Types and sizes of rows of k and v, and of the cache that they may lie in."""
+    element, (k_format, v_format) = MSL_TYPES[dtype], formats
+    types = {
+        "Element": element,
+        "KeyCode": _CODE_TYPES.get(k_format, element),
+        "ValueCode": _CODE_TYPES.get(v_format, element),
+    }
+    sizes = {
+        "HEAD_DIM": head_dims[0],
+        "HEAD_DIM_V": head_dims[1],
+        "PAGE_SIZE": max(page_size, 1),
+        "K_FORMAT": FORMATS.index(k_format),
+        "V_FORMAT": FORMATS.index(v_format),
+    }
+    return types, sizes
 
 
 def tensor_flags(dtype: torch.dtype, layout: str) -> dict[str, bool]:

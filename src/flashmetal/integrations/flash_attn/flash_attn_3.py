@@ -77,8 +77,8 @@ def flash_attn_qkvpacked_func(
     options = 0.0, softmax_scale, causal, window_size, softcap
     if num_heads_q is None:
         return api.flash_attn_qkvpacked_func(qkv, *options, return_lse=return_attn_probs)
-    heads_k, rest = divmod(qkv.shape[2] - num_heads_q, 2)
-    if qkv.ndim != 4 or rest or heads_k < 1:
+    heads_k, rest = divmod(qkv.shape[2] - num_heads_q, 2) if qkv.ndim == 4 else (0, 0)
+    if rest or heads_k < 1:
         raise ValueError(
             f"{function}: qkv must be (B, S, Hq + 2 Hk, D) with num_heads_q=Hq, got "
             f"{tuple(qkv.shape)} and num_heads_q={num_heads_q}"
