@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flashmetal.engines import stock
+from flashmetal.engines import stock, stock_cuda
 from flashmetal.gradients import QueryRows
 from flashmetal.plan import plan
 from flashmetal.problem import AttentionProblem
@@ -175,6 +175,34 @@ def test_forward_and_backward(feature: str, dtype: torch.dtype) -> None:
         found, again = stock.backward(*call), stock.backward(*call)
         assert_gradients_match_reference(found, problem, inputs, *grads)
         assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True) if x is not None)
+
+
+CUT = ["batch", "causal", "causal, more rows than keys", "sinks", "multi-query", "left window"]
+CUT += ["right window", "window", "window of one key", "window, more rows than keys", "varlen"]
+
+
+@pytest.mark.parametrize("feature", CUT)
+def test_gradients_of_many_rows_come_in_parts(
+    feature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[int] = []
+
+    def counted(call: AttentionProblem, *others: Any) -> Any:
+        launched.append(call.seqlen_q)
+        return launch(call, *others)
+
+    launch = stock_cuda._query_key_value
+    monkeypatch.setattr(stock_cuda, "_MOST_ROWS", 16)
+    monkeypatch.setattr(stock_cuda, "_query_key_value", counted)
+    problem, inputs = make_inputs(**{**SHAPE, **FEATURES[feature]}, dtype=torch.bfloat16)
+    o, lse = stock.forward(on_cuda(problem), inputs)
+    grads = make_output_gradients(o, lse)
+    rows = QueryRows(o, lse, *grads)
+    found = stock.backward(on_cuda(problem), inputs, rows, differentiable(inputs))
+    assert_gradients_match_reference(found, problem, inputs, *grads)
+    if problem.layout == "dense":
+        assert len(launched) > 1
+        assert max(launched) <= 16
 
 
 @pytest.mark.parametrize("feature", ["causal", "varlen", "no keys but sinks"])
