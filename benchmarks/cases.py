@@ -3,99 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+from flashmetal.bench.workloads import Workload
 
-from flashmetal.problem import AttentionInputs, AttentionProblem
-from flashmetal.testing import make_inputs
-
-CAUSAL = (-1, 0)
-FULL = (-1, -1)
+CAUSAL: dict[str, Any] = {"window_right": 0}
+NARROW: dict[str, Any] = {"window_left": 127, "window_right": 0}
+GROUPED: dict[str, Any] = {"heads_q": 32, "heads_k": 8}
 
 
 @dataclass(frozen=True)
 class Case:
     """One call. ``targets`` maps a rival to the least speed-up flashmetal owes over it."""
 
-    name: str
+    workload: Workload
     like: str
-    seqlen_q: int = 0
-    seqlen_k: int = 0
-    batch: int = 1
-    heads_q: int = 8
-    heads_k: int = 8
-    head_dim: int = 64
-    dtype: torch.dtype = torch.float32
-    window: tuple[int, int] = FULL
-    softcap: float = 0.0
-    alibi: bool = False
-    bias: bool = False
-    sinks: bool = False
-    lengths: tuple[int, ...] = ()
     rivals: tuple[str, ...] = ("eager", "sdpa")
     targets: dict[str, float] = field(default_factory=dict)
 
-    def shape(self) -> str:
-        """In short, as the table prints it."""
-        heads = f"{self.heads_q}" + (f"/{self.heads_k}" if self.heads_k != self.heads_q else "")
-        rows = f"S{self.seqlen_q}" + (f"x{self.seqlen_k}" if self.seqlen_k else "")
-        if self.lengths:
-            rows = f"{min(self.lengths)}..{max(self.lengths)}"
-        batch = len(self.lengths) or self.batch
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"B{batch} H{heads} {rows} D{self.head_dim} {dtype}"
-
-    def build(self) -> tuple[AttentionProblem, AttentionInputs]:
-        """The problem and its tensors, normally distributed."""
-        return make_inputs(
-            batch=self.batch,
-            seqlen_q=self.seqlen_q,
-            seqlen_k=self.seqlen_k or self.seqlen_q,
-            heads_q=self.heads_q,
-            heads_k=self.heads_k,
-            head_dim=self.head_dim,
-            dtype=self.dtype,
-            window_left=self.window[0],
-            window_right=self.window[1],
-            softcap=self.softcap,
-            alibi=self.alibi,
-            bias=(True, False, False) if self.bias else False,
-            sinks=self.sinks,
-            lengths_q=self.lengths or None,
-        )
+    @property
+    def name(self) -> str:
+        return self.workload.name
 
 
-UNEVEN = (512, 19, 256, 45, 150, 1024, 8, 65, 350, 32, 206, 750, 125, 17, 435, 90)
+def call(name: str, seqlen: int, **changes: Any) -> Workload:
+    """A call of as many queries as keys, 8 heads of 64, in float32, but for the changes."""
+    sizes: dict[str, Any] = {"seqlen_q": seqlen, "seqlen_k": seqlen, "dtype": "float32"}
+    return Workload(name, **{**sizes, "head_dim_v": changes.get("head_dim", 64), **changes})
+
+
+UNEVEN = [512, 19, 256, 45, 150, 1024, 8, 65, 350, 32, 206, 750, 125, 17, 435, 90]
+PACKED: dict[str, Any] = {"heads_q": 12, "heads_k": 12, "lengths_q": UNEVEN}
 # Eager in bfloat16 takes half a minute on a CPU without instructions for it.
 _SDPA = ("sdpa",)
 _EQUAL = {"sdpa": 0.95}
 _BANDED = {"eager": 5.0, "sdpa": 3.0}
 _SCORED = {"eager": 2.0}
+_LLAMA: dict[str, Any] = {**GROUPED, **CAUSAL}
 
 CASES = (
-    Case("full", "ViT, Whisper", 2048, targets=_EQUAL),
-    Case("full, D 128", "DiT", 2048, head_dim=128, targets=_EQUAL),
-    Case("full, bf16", "ViT, Whisper", 2048, dtype=torch.bfloat16, rivals=_SDPA, targets=_EQUAL),
-    Case("causal", "GPT-2", 4096, window=CAUSAL, targets=_EQUAL),
+    Case(call("full", 2048), "ViT, Whisper", targets=_EQUAL),
+    Case(call("full, D 128", 2048, head_dim=128), "DiT", targets=_EQUAL),
+    Case(call("full, bf16", 2048, dtype="bfloat16"), "ViT, Whisper", _SDPA, _EQUAL),
+    Case(call("causal", 4096, **CAUSAL), "GPT-2", targets=_EQUAL),
     Case(
-        "causal, GQA, bf16",
-        "Llama 3.2 1B",
-        2048,
-        heads_q=32,
-        dtype=torch.bfloat16,
-        window=CAUSAL,
-        rivals=_SDPA,
-        targets=_EQUAL,
+        call("causal, GQA, bf16", 2048, dtype="bfloat16", **_LLAMA), "Llama 3.2 1B", _SDPA, _EQUAL
     ),
-    Case("chunked prefill", "Llama 3.2 1B", 512, 4096, heads_q=32, window=CAUSAL),
-    Case("decode, batch 4", "Llama 3.1 8B", 1, 4096, 4, 32, 8, 128, window=CAUSAL),
-    Case("window 128", "gpt-oss, no sink", 8192, window=(127, 0), targets=_BANDED),
-    Case("varlen, 16 uneven", "BERT", heads_q=12, heads_k=12, lengths=UNEVEN, targets=_BANDED),
-    Case("softcap", "Gemma 2, full", 4096, softcap=50.0, targets=_SCORED),
-    Case("softcap, causal", "Gemma 2", 4096, softcap=50.0, window=CAUSAL, targets=_SCORED),
-    Case("sinks", "gpt-oss, full", 4096, sinks=True, targets=_SCORED),
-    Case("sinks, causal", "gpt-oss", 4096, heads_k=1, sinks=True, window=CAUSAL, targets=_SCORED),
-    Case("ALiBi", "symmetric ALiBi", 4096, alibi=True, targets=_SCORED),
-    Case("ALiBi, causal", "BLOOM, MPT", 4096, alibi=True, window=CAUSAL, targets=_SCORED),
-    Case("additive bias", "T5", 2048, bias=True),
+    Case(call("chunked prefill", 512, seqlen_k=4096, **_LLAMA), "Llama 3.2 1B"),
+    Case(
+        call("decode, batch 4", 4096, seqlen_q=1, batch=4, head_dim=128, **_LLAMA),
+        "Llama 3.1 8B",
+    ),
+    Case(call("window 128", 8192, **NARROW), "gpt-oss, no sink", targets=_BANDED),
+    Case(call("varlen, 16 uneven", 1024, **PACKED), "BERT", targets=_BANDED),
+    Case(call("softcap", 4096, softcap=50.0), "Gemma 2, full", targets=_SCORED),
+    Case(call("softcap, causal", 4096, softcap=50.0, **CAUSAL), "Gemma 2", targets=_SCORED),
+    Case(call("sinks", 4096, sinks=True), "gpt-oss, full", targets=_SCORED),
+    Case(call("sinks, causal", 4096, heads_k=1, sinks=True, **CAUSAL), "gpt-oss", targets=_SCORED),
+    Case(call("ALiBi", 4096, alibi=True), "symmetric ALiBi", targets=_SCORED),
+    Case(call("ALiBi, causal", 4096, alibi=True, **CAUSAL), "BLOOM, MPT", targets=_SCORED),
+    Case(call("additive bias", 2048, bias=True), "T5"),
 )

@@ -48,8 +48,9 @@ Call = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def call_of(attention: str) -> Call:
     if attention == "one rank":
         return lambda q, k, v: flashmetal.flash_attn_func(q, k, v, causal=True, return_lse=True)
-    function = getattr(distributed, f"{attention}_attn_func")
-    return lambda q, k, v: function(q, k, v, causal=True, return_lse=True)
+    return lambda q, k, v: distributed.flash_attn_func(
+        q, k, v, causal=True, method=attention, return_lse=True
+    )
 
 
 def check(attention: str, options: argparse.Namespace, device: torch.device) -> None:
@@ -173,6 +174,7 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace, device: torc
         facts["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     call = {name: getattr(options, name) for name in ("heads_q", "heads_k", "head_dim", "repeats")}
     results = {"machine": facts, "call": {**call, "dtype": str(dtype_of(device))}, "rows": rows}
+    options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / "distributed.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     Console().print(f"wrote {path}")

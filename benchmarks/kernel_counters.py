@@ -22,6 +22,7 @@ from rich.table import Table
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.gradients import QueryRows
 from flashmetal.problem import AttentionInputs, AttentionProblem
 from flashmetal.testing import differentiable, make_inputs, make_output_gradients
 
@@ -120,7 +121,8 @@ def _call(
     if case.backward:
         recorder.launches.clear()
         gradients = make_output_gradients(o, lse, through_lse=False)
-        metal.backward(problem, inputs, o, lse, *gradients, differentiable(inputs))
+        rows = QueryRows(o, lse, *gradients)
+        metal.backward(problem, inputs, rows, differentiable(inputs))
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -7,10 +7,11 @@ import sys
 from functools import partial
 
 import torch
-from cases import CAUSAL, FULL, Case
+from cases import CAUSAL, NARROW, call
 
 from flashmetal.bench.contestants import as_padded, contestants, eager, own_engines
 from flashmetal.bench.memory import forget_peak, resident_peak
+from flashmetal.bench.workloads import Workload
 
 SEQLENS = (2048, 4096, 8192, 16384)
 # One head: eager's scores at S=16384 are 1 GiB a copy already.
@@ -23,26 +24,25 @@ def peak_bytes(subject: str, seqlen: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _case(subject: str, seqlen: int) -> Case:
+def _workload(subject: str, seqlen: int) -> Workload:
     """The portable engine is shown at its fullest, causal with softcap, and in a narrow window."""
-    window = {"portable": CAUSAL, "portable, window 128": (127, 0)}.get(subject, FULL)
-    softcap = 50.0 if subject == "portable" else 0.0
-    return Case(subject, "", seqlen, heads_q=1, heads_k=1, window=window, softcap=softcap)
+    options = {"portable": {"softcap": 50.0, **CAUSAL}, "portable, window 128": NARROW}
+    return call(subject, seqlen, heads_q=1, heads_k=1, **options.get(subject, {}))
 
 
 def _measure(subject: str, seqlen: int) -> int:
     # The first calls load libraries and start threads, which is not the call's memory.
-    for contestant in contestants(*_case(subject, 64).build(), rivals=("eager",)):
+    for contestant in contestants(*_workload(subject, 64).build("cpu"), rivals=("eager",)):
         contestant.call()
-    problem, inputs = _case(subject, seqlen).build()
+    problem, inputs = _workload(subject, seqlen).build("cpu")
     if subject == "eager":
         padded = as_padded(problem, inputs)
-        call = partial(eager, problem, padded, None, inputs)
+        run = partial(eager, problem, padded, None, inputs)
     else:
-        call = own_engines(problem, inputs)[subject.split(",")[0]]
+        run = own_engines(problem, inputs)[subject.split(",")[0]]
     forget_peak()
     before = resident_peak()
-    call()
+    run()
     return resident_peak() - before
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from cases import Case
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
@@ -81,15 +85,54 @@ def _time(row: dict[str, Any], name: str) -> str:
     return f"[{'green' if row['reached'][name] else 'red'}]{time} ({row['speedups'][name]:.2f}x)[/]"
 
 
-def write_json(
-    path: Path,
-    where: dict[str, Any],
-    rows: list[dict[str, Any]],
-    peaks: dict[str, dict[int, int]],
-) -> None:
-    """Everything that was measured, as one JSON object."""
-    results = {"machine": where, "speed": rows, "peak_bytes_above_inputs": peaks}
-    path.write_text(json.dumps(results, indent=1) + "\n")
+def write_results(folder: Path, name: str, results: dict[str, Any]) -> None:
+    """Everything that was measured, and where, as one JSON object."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": machine(), **results}, indent=1)
+    (folder / f"{name}.json").write_text(text + "\n")
+
+
+def summary(case: Case, times: dict[str, list[float]]) -> dict[str, Any]:
+    """What the milliseconds of one case's contestants say."""
+    # Ratios within a round, taken moments apart, cancel what else the machine is doing.
+    speedups = {
+        name: statistics.median(
+            rival / own for rival, own in zip(times[name], times["flashmetal"], strict=False)
+        )
+        for name in times
+    }
+    return {
+        "case": case.name,
+        "like": case.like,
+        "shape": case.workload.shape(),
+        "median_ms": {name: statistics.median(values) for name, values in times.items()},
+        "min_ms": {name: min(values) for name, values in times.items()},
+        "repeats": {name: len(values) for name, values in times.items()},
+        "speedups": speedups,
+        "targets": case.targets,
+        "reached": {name: speedups[name] >= case.targets[name] for name in case.targets},
+    }
+
+
+def options_of(description: str, repeats: int) -> argparse.ArgumentParser:
+    """What every script that times cases can be told."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--cases", nargs="+", help="only the cases of these names")
+    parser.add_argument("--repeats", type=int, default=repeats, help="most calls of each")
+    results = Path(__file__).parent / "results"
+    parser.add_argument("--results", type=Path, default=results, help="where files go")
+    return parser
+
+
+def wait_passively() -> None:
+    """Start the process again under OMP_WAIT_POLICY=passive, which OpenMP reads with torch.
+
+    Beside any other busy process, threads that spin between operations lose their time slice each
+    time, and calls of many operations take ten times as long.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def plot_speed(path: Path, rows: list[dict[str, Any]]) -> None:

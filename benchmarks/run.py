@@ -5,130 +5,53 @@
 Every contestant is checked against the float64 reference before it is timed, and a wrong one stops
 the run. Repetitions are interleaved, so that a busy machine slows all contestants alike. Prints a
 table; writes engines.json, engines_speed.png and engines_memory.png.
-
-Threads wait passively (OMP_WAIT_POLICY): beside any other busy process, threads that spin between
-operations lose their time slice each time, and calls of many operations take ten times as long.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import statistics
-import sys
-import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from cases import CASES, Case
 from memory import MEMORY_SUBJECTS, SEQLENS, peak_bytes
-from report import machine, plot_memory, plot_speed, print_table, write_json
+from report import (
+    options_of,
+    plot_memory,
+    plot_speed,
+    print_table,
+    summary,
+    wait_passively,
+    write_results,
+)
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
+from flashmetal.bench.checking import Oracle
 from flashmetal.bench.contestants import Contestant, contestants
+from flashmetal.bench.measure import interleaved
 from flashmetal.plan import plan
-from flashmetal.problem import AttentionInputs, AttentionProblem
-from flashmetal.reference import attention_reference
-from flashmetal.testing import error_budget
 
-# A slow contestant is repeated less: its share of noise is smaller.
-_SECONDS_EACH = 3.0
 _LEAST_REPEATS = 3
-_SLACK_OF_OTHERS = 8
 
 
-class Expected(NamedTuple):
-    """Float64 results of a case's first kv head and entry, and the errors allowed beside them."""
-
-    o: Tensor
-    lse: Tensor
-    budget_o: float
-    budget_lse: float
-
-
-def expected(problem: AttentionProblem, inputs: AttentionInputs) -> Expected:
-    """The reference on one kv head and one entry, or on one kv head of a packed batch."""
-    group = problem.heads_q // problem.heads_k
-    entry = slice(None) if problem.layout == "varlen" else slice(0, 1)
-    bias, slopes, sinks = inputs.bias, inputs.alibi_slopes, inputs.sinks
-    part = problem._replace(
-        heads_q=group, heads_k=1, batch=problem.batch if problem.layout == "varlen" else 1
-    )
-    tensors = inputs._replace(
-        q=inputs.q[entry, ..., :group, :],
-        k=inputs.k[entry, ..., :1, :],
-        v=inputs.v[entry, ..., :1, :],
-        bias=None if bias is None else bias[:, :group],
-        alibi_slopes=None if slopes is None else slopes[:group],
-        sinks=None if sinks is None else sinks[:group],
-    )
-    exact = attention_reference(part, tensors, compute_dtype=torch.float64)
-    low = attention_reference(part, tensors)
-    return Expected(*exact, error_budget(low[0], exact[0]), error_budget(low[1], exact[1]))
-
-
-def check(contestant: Contestant, right: Expected) -> None:
+def check(contestant: Contestant, oracle: Oracle) -> None:
     """RuntimeError unless the contestant's result is right: no number stands on a wrong one."""
-    o, lse = contestant.call()
-    entry = slice(None) if o.ndim == 3 else slice(0, 1)
-    group = right.o.shape[-2]
-    error = float((o[entry, ..., :group, :] - right.o).abs().max())
-    # Models' own eager code rounds scores to bfloat16, ours may not.
-    slack = 1 if lse is not None else _SLACK_OF_OTHERS
-    wrong = not error <= slack * right.budget_o
-    if lse is not None:
-        part = lse[:group] if o.ndim == 3 else lse[:1, :group]
-        wrong = wrong or not float((part - right.lse).abs().max()) <= right.budget_lse
-    if wrong:
-        raise RuntimeError(
-            f"{contestant.name} is wrong: error {error:.2e} in o, budget {right.budget_o:.2e}"
-        )
+    verdict = oracle.judge(*contestant.call())
+    if not verdict.right:
+        raise RuntimeError(f"{contestant.name} is {verdict}")
 
 
 def measure(case: Case, repeats: int) -> dict[str, Any]:
     """Check, then time, every contestant of one case: milliseconds by contestant."""
-    problem, inputs = case.build()
+    problem, inputs = case.workload.build("cpu")
     field = contestants(problem, inputs, case.rivals)
-    right = expected(problem, inputs)
-    left: dict[str, int] = {}
+    oracle = Oracle(problem, inputs)
     for contestant in field:
-        check(contestant, right)
-        start = time.perf_counter()
-        contestant.call()
-        elapsed = time.perf_counter() - start
-        left[contestant.name] = max(_LEAST_REPEATS, min(repeats, int(_SECONDS_EACH / elapsed)))
-    times: dict[str, list[float]] = {contestant.name: [] for contestant in field}
-    while any(left.values()):
-        for contestant in field:
-            if left[contestant.name]:
-                left[contestant.name] -= 1
-                start = time.perf_counter()
-                contestant.call()
-                times[contestant.name].append(1e3 * (time.perf_counter() - start))
-    # Ratios within a round, taken moments apart, cancel what else the machine is doing.
-    speedups = {
-        name: statistics.median(
-            rival / own for rival, own in zip(times[name], times["flashmetal"], strict=False)
-        )
-        for name in times
-    }
+        check(contestant, oracle)
+    calls = {contestant.name: contestant.call for contestant in field}
+    times = interleaved(calls, repeats, least=_LEAST_REPEATS)
     chosen = plan(problem)
-    return {
-        "case": case.name,
-        "like": case.like,
-        "shape": case.shape(),
-        "engine": chosen.engine,
-        "why": chosen.why,
-        "median_ms": {name: statistics.median(values) for name, values in times.items()},
-        "min_ms": {name: min(values) for name, values in times.items()},
-        "repeats": {name: len(values) for name, values in times.items()},
-        "speedups": speedups,
-        "targets": case.targets,
-        "reached": {name: speedups[name] >= case.targets[name] for name in case.targets},
-    }
+    return {**summary(case, times), "engine": chosen.engine, "why": chosen.why}
 
 
 def measure_memory(progress: Progress) -> dict[str, dict[int, int]]:
@@ -146,13 +69,8 @@ def measure_memory(progress: Progress) -> dict[str, dict[int, int]]:
 
 def main() -> None:
     """Measure, print, and write the results."""
-    parser = argparse.ArgumentParser(description="time the engines against eager and SDPA")
-    parser.add_argument("--cases", nargs="+", help="only the cases of these names")
-    parser.add_argument("--repeats", type=int, default=15, help="most repetitions of one call")
+    parser = options_of("time the engines against eager and SDPA", repeats=15)
     parser.add_argument("--skip-memory", action="store_true", help="leave out the memory plot")
-    parser.add_argument(
-        "--results", type=Path, default=Path(__file__).parent / "results", help="where files go"
-    )
     arguments = parser.parse_args()
     cases = [case for case in CASES if not arguments.cases or case.name in arguments.cases]
     console = Console()
@@ -168,8 +86,7 @@ def main() -> None:
         if not arguments.skip_memory:
             peaks = measure_memory(progress)
     print_table(console, rows)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.results / "engines.json", machine(), rows, peaks)
+    write_results(arguments.results, "engines", {"speed": rows, "peak_bytes_above_inputs": peaks})
     plot_speed(arguments.results / "engines_speed.png", rows)
     if peaks:
         plot_memory(arguments.results / "engines_memory.png", peaks)
@@ -180,8 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # OpenMP reads it when torch is loaded, so the process starts again.
-        os.environ["OMP_WAIT_POLICY"] = "passive"
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    wait_passively()
     main()

@@ -1,6 +1,6 @@
 """scaled_dot_product_attention on CPU tensors, as it is and with flashmetal installed, in one run.
 
-    python benchmarks/sdpa.py [--repeats 15] [--results DIR]
+    python benchmarks/sdpa.py [--cases NAME ...] [--repeats 15] [--results DIR]
 
 The two take turns. Each case names the rule that decides it; where that leaves the call to PyTorch
 the ratio is the price of asking. Before a case is timed, its output is held against the other's in
@@ -9,21 +9,16 @@ float64. Prints a table and writes sdpa.json.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from report import machine
+from report import options_of, wait_passively, write_results
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -126,14 +121,10 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, and write the results."""
-    parser = argparse.ArgumentParser(description="time scaled_dot_product_attention")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument(
-        "--results", type=Path, default=Path(__file__).parent / "results", help="where files go"
-    )
-    options = parser.parse_args()
+    options = options_of("time scaled_dot_product_attention", repeats=15).parse_args()
+    chosen = [case for case in CASES if not options.cases or case.name in options.cases]
     console = Console()
-    rows = [measure(case, options.repeats) for case in track(CASES, console=console)]
+    rows = [measure(case, options.repeats) for case in track(chosen, console=console)]
     table = Table("case", "served by", "rule", "PyTorch", "installed", "speed-up", title="ms")
     for row in rows:
         verdict, times = row["verdict"], row["median_ms"]
@@ -141,14 +132,9 @@ def main() -> None:
         cells = [f"{times[name]:.3f}" for name in times]
         table.add_row(row["case"], served, verdict["rule"], *cells, f"{row['speedup']:.2f}x")
     console.print(table)
-    options.results.mkdir(parents=True, exist_ok=True)
-    results = {"machine": machine(), "sdpa": rows}
-    (options.results / "sdpa.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_results(options.results, "sdpa", {"sdpa": rows})
 
 
 if __name__ == "__main__":
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # OpenMP reads it when torch is loaded, so the process starts again.
-        os.environ["OMP_WAIT_POLICY"] = "passive"
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    wait_passively()
     main()

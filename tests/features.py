@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
+import pytest
 import torch
 
 # Where the engines' tests run: FLASHMETAL_TEST_DEVICE=cuda takes them to a GPU.
@@ -118,9 +121,25 @@ DROPOUT: dict[str, dict[str, Any]] = {
     },
     "dropout, bias": {"dropout_p": 0.1, "bias": (True, False, True), "alibi": True},
 }
-# What has gradients: everything but the caches.
-TRAINING: dict[str, dict[str, Any]] = {
-    name: call
-    for name, call in {**FEATURES, **DROPOUT}.items()
-    if not {"page_size", "k_format", "v_format"} & set(call)
-}
+TRAINING = FEATURES | DROPOUT  # what has gradients: caches have none
+
+
+def in_turn(
+    calls: Iterable[str], dtypes: Sequence[torch.dtype], short: Iterable[str] | None = None
+) -> list[Any]:
+    """(call, dtype) for parametrize: all pairs, but for one dtype a call in the long matrix alone.
+
+    ``short`` are the calls that the short run has, all by default.
+    """
+    calls = list(calls)
+    short_pairs = set(zip(calls if short is None else short, cycle(dtypes), strict=False))
+    return [
+        pytest.param(
+            name,
+            dtype,
+            id=f"{name}-{dtype}",
+            marks=() if (name, dtype) in short_pairs else pytest.mark.long,
+        )
+        for name in calls
+        for dtype in dtypes
+    ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .gradients import QueryRows
 from .ops import attend, attention_backward, dropout_signs, with_rng_state
 from .problem import AttentionInputs, Request, make_request
 
@@ -37,8 +38,8 @@ def flash_attn_forward(
         the random state (2,) int64 for the backward pass.
     """
     window = window_size_left, window_size_right
-    options = softmax_scale, causal, window, softcap, "auto", None
-    request = make_request("_flash_attn_forward", dropout_p, *options)
+    options = dropout_p, softmax_scale, causal, window, softcap, "auto", None
+    request = make_request("_flash_attn_forward", *options)
     inputs = AttentionInputs(q, k, v, None, alibi_slopes)
     return _forward(inputs, request, return_softmax)
 
@@ -75,11 +76,10 @@ def flash_attn_backward(
         The row sums of dout * out, (B, Hq, Sq) float32.
     """
     window = window_size_left, window_size_right
-    options = softmax_scale, causal, window, softcap, "auto", None
-    request = make_request("_flash_attn_backward", dropout_p, *options)
+    options = dropout_p, softmax_scale, causal, window, softcap, "auto", None
+    request = make_request("_flash_attn_backward", *options)
     inputs = AttentionInputs(q, k, v, None, alibi_slopes, rng_state=rng_state)
-    _backward(inputs, request, (out, softmax_lse, dout), (dq, dk, dv))
-    return (dout.float() * out.float()).sum(-1).transpose(1, 2).contiguous()
+    return _backward(inputs, request, QueryRows(out, softmax_lse, dout), (dq, dk, dv))
 
 
 def flash_attn_varlen_forward(
@@ -114,8 +114,8 @@ def flash_attn_varlen_forward(
             "flash_attn_varlen_func or flash_attn_with_kvcache"
         )
     window = window_size_left, window_size_right
-    options = softmax_scale, causal, window, softcap, "auto", None
-    request = make_request(function, dropout_p, *options, (max_seqlen_q, max_seqlen_k))
+    options = dropout_p, softmax_scale, causal, window, softcap, "auto", None
+    request = make_request(function, *options, (max_seqlen_q, max_seqlen_k))
     lengths = cu_seqlens_q, cu_seqlens_k, seqused_k
     inputs = AttentionInputs(q, k, v, None, alibi_slopes, None, *lengths)
     return _forward(inputs, request, return_softmax)
@@ -148,13 +148,11 @@ def flash_attn_varlen_backward(
 ) -> Tensor:
     """The backward pass of packed sequences; returns (Hq, total_q). See the dense one."""
     window = window_size_left, window_size_right
-    options = softmax_scale, causal, window, softcap, "auto", None
-    lengths = max_seqlen_q, max_seqlen_k
-    request = make_request("_flash_attn_varlen_backward", dropout_p, *options, lengths)
+    options = dropout_p, softmax_scale, causal, window, softcap, "auto", None
+    request = make_request("_flash_attn_varlen_backward", *options, (max_seqlen_q, max_seqlen_k))
     inputs = AttentionInputs(q, k, v, None, alibi_slopes, None, cu_seqlens_q, cu_seqlens_k)
     inputs = inputs._replace(rng_state=rng_state)
-    _backward(inputs, request, (out, softmax_lse, dout), (dq, dk, dv))
-    return (dout.float() * out.float()).sum(-1).transpose(0, 1).contiguous()
+    return _backward(inputs, request, QueryRows(out, softmax_lse, dout), (dq, dk, dv))
 
 
 def _forward(inputs: AttentionInputs, request: Request, return_softmax: bool) -> _Forward:
@@ -173,9 +171,9 @@ def _forward(inputs: AttentionInputs, request: Request, return_softmax: bool) ->
 def _backward(
     inputs: AttentionInputs,
     request: Request,
-    forward: tuple[Tensor, Tensor, Tensor],
+    rows: QueryRows,
     gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
-) -> None:
+) -> Tensor:
     if request.dropout_p and inputs.rng_state is None:
         raise ValueError(
             f"{request.function}: dropout_p={request.dropout_p} needs rng_state, the last result "
@@ -183,6 +181,7 @@ def _backward(
         )
     targets = {n: x for n, x in zip("qkv", gradients, strict=True) if x is not None}
     with torch.no_grad():
-        found = attention_backward(inputs, request, *forward, tuple(targets))
+        found = attention_backward(inputs, request, rows, tuple(targets))
         for target, gradient in zip(targets.values(), found, strict=True):
             target.copy_(gradient)
+        return rows.delta().contiguous()

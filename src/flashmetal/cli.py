@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from . import trace_report
+from . import trace_report, tune_command
 from .bench.options import add_command as add_bench
 from .checks import KERNELS
 from .engines.metal.gpu import Gpu
+from .explain import tiles_of
 from .plan import ENGINES, Plan, plan
 from .problem import AttentionInputs, AttentionProblem, make_request
 
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .bench import command
 
         return command.run(options)
+    if options.command == "tune":
+        return tune_command.run(options)
     if options.command == "verify":
         return _verify(options)
     return _doctor() if options.command == "doctor" else _explain(options)
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--impl", choices=("auto", *ENGINES), default="auto")
     trace_report.add_command(commands)
     add_bench(commands, _device())
+    tune_command.add_command(commands, _device())
     verify = commands.add_parser("verify", help="the Metal kernels against the reference")
     verify.add_argument("--full", action="store_true", help="every feature and head dim")
     verify.add_argument("--kernel", choices=KERNELS, action="append", help="default: all")
@@ -116,13 +120,16 @@ def _explain(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     try:
-        chosen = plan(_problem(options), options.impl)
+        problem = _problem(options)
+        chosen = plan(problem, options.impl)
     except (NotImplementedError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     table = Table("engine", "", "why")
     for engine, word, why in _rows(chosen):
         table.add_row(engine, word, why)
+    for tile in tiles_of(problem, chosen):
+        table.add_row("", "tile", tile.removeprefix("tile of "))
     Console().print(table)
     return 0
 

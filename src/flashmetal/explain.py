@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .engines import metal
 from .plan import Plan, plan
 from .problem import (
     AttentionInputs,
@@ -16,16 +17,21 @@ from .problem import (
 
 
 class Explanation(NamedTuple):
-    """The answer of :func:`explain`; prints as a few lines of text."""
+    """The answer of :func:`explain`; prints as a few lines of text.
+
+    ``tiles`` are those of the Metal kernels that serve, and where they come from.
+    """
 
     problem: AttentionProblem
     plan: Plan
+    tiles: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         kernel = f", kernel {self.plan.kernel}" if self.plan.kernel else ""
         lines = [f"engine {self.plan.engine}{kernel}: {self.plan.why}"]
         if self.plan.backward:
             lines.append(f"  gradients by {self.plan.backward}")
+        lines += [f"  {tile}" for tile in self.tiles]
         lines += [f"  not {engine}: {reason}" for engine, reason in self.plan.refusals]
         return "\n".join(lines)
 
@@ -77,4 +83,13 @@ def explain(
     lengths = (max_seqlen_q, max_seqlen_k) if packed else None
     request = make_request(function, dropout_p, *options, lengths, validate)
     problem = AttentionProblem.of(*with_key_lengths(inputs, request))
-    return Explanation(problem, plan(problem, impl, kernel))
+    chosen = plan(problem, impl, kernel)
+    return Explanation(problem, chosen, tiles_of(problem, chosen))
+
+
+def tiles_of(problem: AttentionProblem, chosen: Plan) -> tuple[str, ...]:
+    """A line for each tile of the Metal kernels of a plan."""
+    if chosen.engine != "metal":
+        return ()
+    tiles = metal.tiles_of(problem, chosen.kernel or "", chosen.backward == "metal")
+    return tuple(f"tile of {name}: {choice}" for name, choice in tiles.items())

@@ -1,6 +1,6 @@
 """The operators ``flashmetal::attention`` and ``attention_out``: the boundary of torch.compile.
 
-They are defined through ``torch.library.Library``, whose calls cost a quarter of ``custom_op``'s.
+They are defined through ``torch.library.Library``, whose calls cost less than ``custom_op``'s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import check_lengths, check_out
 from .engines import metal, portable, stock
-from .gradients import Gradients
+from .gradients import Gradients, QueryRows
 from .plan import Plan, plan, set_aside
 from .problem import AttentionInputs, AttentionProblem, Request, is_forward_mode
 from .reference import attention_reference, dropout_mask
@@ -30,6 +30,9 @@ _ARGUMENTS = (
 _INPUTS = len(AttentionInputs._fields)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
+_dispatch_modes = _core._len_torch_dispatch_stack
+_function_transform = _core._functorch.maybe_current_level
+_is_profiled = _core._autograd._profiler_enabled
 _ENGINES = {"portable": portable, "stock": stock}
 _BACKWARDS = {
     "portable": portable.backward,
@@ -52,20 +55,6 @@ def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
     return _attention_op(*inputs, *request)
 
 
-def attend_backward(
-    inputs: AttentionInputs,
-    request: Request,
-    results: tuple[Tensor, Tensor],
-    grads: tuple[Tensor, Tensor | None],
-) -> list[Tensor]:
-    """The gradients of q, k and v by an engine, from (o, lse) and the gradients that arrive there.
-
-    Where o and lse are of rows that see further keys, these are what the given keys contribute.
-    """
-    flags = [name in ("q", "k", "v") for name in Gradients._fields]
-    return _backward_op(*inputs, *request, *results, *grads, flags)
-
-
 def with_rng_state(inputs: AttentionInputs, request: Request) -> AttentionInputs:
     """The inputs of a call with dropout and its random state, drawn where q is."""
     AttentionProblem.of(inputs, request)  # a wrong call draws nothing
@@ -80,16 +69,14 @@ def dropout_signs(inputs: AttentionInputs, request: Request) -> Tensor:
 
 
 def attention_backward(
-    inputs: AttentionInputs,
-    request: Request,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    wanted: tuple[str, ...],
+    inputs: AttentionInputs, request: Request, rows: QueryRows, wanted: tuple[str, ...]
 ) -> list[Tensor]:
-    """The gradients of a call's inputs that are named, in the order of ``Gradients``."""
+    """The gradients, by an engine, of a call's inputs that are named, in ``Gradients``' order.
+
+    Where o and lse are of rows that see further keys, these are what the given keys contribute.
+    """
     flags = [name in wanted for name in Gradients._fields]
-    return _backward_op(*inputs, *request, o, lse, grad_o, None, flags)
+    return _backward_op(*inputs, *request, *rows, flags)
 
 
 def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
@@ -105,15 +92,15 @@ def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
 
 
 def is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether the operator would only pass the call on: 10 us of its 20 arguments are then saved.
+    """Whether the operator would only pass the call on, so that its cost can be saved.
 
     False under tracing, dispatch modes, function transforms, profilers and for tensor subclasses.
     """
     return (
         not torch.compiler.is_compiling()
-        and _core._len_torch_dispatch_stack() == 0
-        and _core._functorch.maybe_current_level() is None
-        and not _core._autograd._profiler_enabled()
+        and _dispatch_modes() == 0
+        and _function_transform() is None
+        and not _is_profiled()
         and _PLAIN.issuperset(map(type, tensors))
     )
 
@@ -129,7 +116,7 @@ def _is_eager(problem: AttentionProblem, request: Request) -> bool:
     return (
         request.impl == "reference"
         or is_forward_mode()
-        or _core._functorch.maybe_current_level() is not None
+        or _function_transform() is not None
         or portable.refuse_backward(problem) is not None
     )
 
@@ -238,10 +225,10 @@ def _is_laid_out(inputs: AttentionInputs) -> bool:
 def _attention_backward(*arguments: Any) -> list[Tensor]:
     """The gradients asked for by ``wanted``, flags in the order of ``Gradients``."""
     inputs, request = _named(arguments[: _INPUTS + len(Request._fields)])
-    o, lse, grad_o, grad_lse, flags = arguments[_INPUTS + len(Request._fields) :]
+    *rows, flags = arguments[_INPUTS + len(Request._fields) :]
     problem = AttentionProblem.of(inputs, request)._replace(needs_grad=True)
     wanted = _wanted(flags)
-    call = problem, _laid_out(inputs), o, lse, grad_o, grad_lse, wanted
+    call = problem, _laid_out(inputs), QueryRows(*rows), wanted
     while True:
         chosen = plan(problem, request.impl, request.kernel)
         try:

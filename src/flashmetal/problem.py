@@ -22,6 +22,7 @@ from .checks import (
 )
 
 _forward_ad: Any = forward_ad  # its current level has no public name
+_INTEGERS = (int, torch.SymInt)
 
 
 class AttentionInputs(NamedTuple):
@@ -276,7 +277,7 @@ def _window_bounds(function: str, window_size: Any) -> tuple[int, int]:
     except (TypeError, ValueError):
         left = right = cast("Any", None)
     for bound in (left, right):
-        if not isinstance(bound, (int, torch.SymInt)):
+        if not isinstance(bound, _INTEGERS):
             raise TypeError(f"{function}: window_size must be two ints, got {window_size!r}")
     if left < -1 or right < -1:
         raise ValueError(
@@ -287,7 +288,7 @@ def _window_bounds(function: str, window_size: Any) -> tuple[int, int]:
 
 def _as_length(function: str, name: str, value: Any) -> int:
     """A length as an int; a tensor of one integer is read, which waits for its device."""
-    if isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, _INTEGERS):
         return value  # pyright: ignore[reportReturnType] SymInt stands for an int
     if isinstance(value, Tensor) and value.ndim == 0 and not value.dtype.is_floating_point:
         return int(value)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .cache_formats import dequantise
+from .packed import sequence_and_row
 from .philox import kept
 from .problem import AttentionInputs, AttentionProblem
 
@@ -194,7 +195,5 @@ def _pad(x: Tensor, starts: Tensor, length: int) -> Tensor:
 
 def _unpad(o: Tensor, lse: Tensor, starts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """Back to (total, Hq, Dv) and (Hq, total)."""
-    rows = torch.arange(total, device=o.device, dtype=starts.dtype)
-    sequence = torch.searchsorted(starts[1:], rows, right=True)
-    position = rows - starts[sequence]
-    return o[sequence, position], lse[sequence, :, position].T.contiguous()
+    sequence, row = sequence_and_row(starts, total)
+    return o[sequence, row], lse[sequence, :, row].T.contiguous()

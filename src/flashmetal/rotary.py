@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .packed import sequence_and_row
+
 __all__ = [
     "RotaryEmbedding",
     "apply_rotary",
@@ -254,12 +256,11 @@ def _rows(
         if not isinstance(seqlen_offsets, Tensor):
             return table[seqlen_offsets : seqlen_offsets + x.shape[1]]
         return table[seqlen_offsets[:, None] + torch.arange(x.shape[1], device=x.device)]
-    rows = torch.arange(x.shape[0], device=x.device)
-    sequence = torch.searchsorted(cu_seqlens[1:-1].contiguous(), rows, right=True)
+    sequence, row = sequence_and_row(cu_seqlens, x.shape[0])
     offsets = seqlen_offsets
     if isinstance(offsets, Tensor):
         offsets = offsets[sequence]
-    return table[rows - cu_seqlens[sequence] + offsets]
+    return table[row + offsets]
 
 
 def _check(

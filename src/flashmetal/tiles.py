@@ -1,9 +1,9 @@
 """Tile shapes of the Metal kernels by GPU family, from tiles.txt, and the budgets they hold to.
 
-Nothing here was measured: no Apple GPU was at hand. The rows follow from two budgets, per lane
-registers and threadgroup memory, and from published designs for the same family (block sizes of
-MLX's steel attention and of metal-flash-attention). A measurement replaces a row and says so in its
-origin column.
+Nothing in that table was measured: no Apple GPU was at hand. Its rows follow from two budgets, per
+lane registers and threadgroup memory, and from published designs for the same family (block sizes
+of MLX's steel attention and of metal-flash-attention). A measurement replaces a row and says so in
+its origin column. Which tile a call runs with is chosen in ``engines/metal/tile_choice.py``.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
+KERNELS = ("forward", "decode", "grad q", "grad kv")
+SIZES = ("small", "large")
 THREADGROUP_BYTES = 32 * 1024  # Apple7 and later, per threadgroup
 DECODE_QUERIES = 8  # a sequence, up to which the decode kernel is chosen
 # Splits over keys: enough threadgroups to fill the cores, each with enough keys to pay for it.
 _THREADGROUPS_PER_CORE = 4
-_LEAST_KEYS = 1024
 MOST_SPLITS = 32  # a lane of the combining simdgroup each
+LARGEST_TILE = 128  # rows of a threadgroup
+_LEAST_ROWS = {"simdgroup": 8, "tensor": 16}  # of a simdgroup: one fragment
 
 
 class Tile(NamedTuple):
@@ -46,6 +49,58 @@ class Tile(NamedTuple):
     def threads(self) -> int:
         return 32 * self.simdgroups
 
+    def halved(self) -> Tile | None:
+        """The same with half the rows, in half the simdgroups if it can be; None for the least."""
+        if self.simdgroups % (2 * self.team) == 0:
+            return self._replace(simdgroups=self.simdgroups // 2)
+        if self.rows > _LEAST_ROWS[self.unit]:
+            return self._replace(rows=self.rows // 2)
+        return None
+
+
+class Row(NamedTuple):
+    """A row of tiles.txt, whose head says what the columns mean."""
+
+    kernel: str
+    family: str
+    bits: int
+    head_dim: int
+    size: str
+    tile: Tile
+    split: int  # 0 but for a decode
+    origin: str
+
+    @classmethod
+    def parse(cls, line: str) -> Row:
+        """The row of a line of text. Raises ValueError where it is none."""
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) != 14:
+            raise ValueError(f"a row of tiles has 14 columns, got {len(cells)} in {line!r}")
+        kernel, unit, family, bits, head_dim, size, *shape, owned, streams, split, origin = cells
+        streamed, rows, simdgroups, team = map(int, shape)
+        if kernel not in KERNELS or unit not in _LEAST_ROWS or size not in ("any", *SIZES):
+            raise ValueError(f"no such kernel, unit or size of problem: {line!r}")
+        if min(streamed, rows, simdgroups, team) < 1 or simdgroups % team:
+            raise ValueError(f"simdgroups must be so many teams: {line!r}")
+        if owned not in ("registers", "device") or streams not in ("staged", "device"):
+            raise ValueError(f"rows are in registers or device, blocks staged or device: {line!r}")
+        tile = Tile(
+            *(streamed, rows, simdgroups, owned == "registers", streams == "staged", team, unit)
+        )
+        keys = 0 if split == "-" else int(split)
+        return cls(kernel, family, int(bits), int(head_dim), size, tile, keys, origin)
+
+    def __str__(self) -> str:
+        """The line of text."""
+        tile = self.tile
+        return (
+            f"{self.kernel:7} | {tile.unit:9} | {self.family:7} | {self.bits:4} | "
+            f"{self.head_dim:8} | {self.size:5} | {tile.streamed:8} | {tile.rows:4} | "
+            f"{tile.simdgroups:10} | {tile.team:4} | "
+            f"{'registers' if tile.owned_in_registers else 'device':9} | "
+            f"{'staged' if tile.staged else 'device':7} | {self.split or '-':>5} | {self.origin}"
+        )
+
 
 def tile_of(
     kernel: str,
@@ -55,24 +110,48 @@ def tile_of(
     head_dim_v: int,
     unit: str = "simdgroup",
 ) -> Tile:
-    """The tile of ``kernel`` (forward, decode, grad q, grad kv) for an Apple GPU family (7 to 10).
+    """The tile of a large problem in tiles.txt: :func:`row_of`."""
+    return row_of(kernel, family, element_bytes, head_dim, head_dim_v, unit).tile
 
-    Apple8 shares Apple7's rows, Apple10 shares Apple9's; all share those of the unit "tensor".
+
+def row_of(
+    kernel: str,
+    family: int,
+    element_bytes: int,
+    head_dim: int,
+    head_dim_v: int,
+    unit: str = "simdgroup",
+    size: str = "large",
+) -> Row:
+    """The row of ``kernel`` (forward, decode, grad q, grad kv) for an Apple GPU family (7 to 10).
+
+    ``size`` is that of the problem: "small" or "large".
     """
-    rows = _rows(kernel, unit, "Apple9" if family >= 9 else "Apple7", 8 * element_bytes)
+    rows = _rows(kernel, unit, family_name(family, unit), 8 * element_bytes)
     largest = max(head_dim, head_dim_v)
-    return next(tile for most, tile in rows if largest <= most)
+    return next(row for row in rows if largest <= row.head_dim and row.size in ("any", size))
+
+
+def family_name(family: int, unit: str = "simdgroup") -> str:
+    """The family whose rows an Apple GPU family takes: Apple8 shares Apple7's, Apple10 Apple9's."""
+    if unit == "tensor":
+        return "Apple10"
+    return "Apple9" if family >= 9 else "Apple7"
 
 
 def most_head_dim(kernel: str, unit: str = "simdgroup") -> int:
     """The largest head dimension that ``kernel`` has a tile for."""
-    return max(most for bits in (16, 32) for most, _ in _rows(kernel, unit, "Apple7", bits))
+    family = family_name(7, unit)
+    return max(row.head_dim for bits in (16, 32) for row in _rows(kernel, unit, family, bits))
 
 
-def splits_of(cores: int, groups: int, keys: int) -> int:
-    """How many parts a decode cuts its keys into, where ``groups`` threadgroups have them all."""
+def splits_of(cores: int, groups: int, keys: int, least: int = 1024) -> int:
+    """How many parts a decode cuts its keys into, where ``groups`` threadgroups have them all.
+
+    Each gets at least ``least`` keys.
+    """
     wanted = -(-_THREADGROUPS_PER_CORE * cores // groups)
-    return max(1, min(wanted, keys // _LEAST_KEYS))
+    return max(1, min(wanted, keys // least))
 
 
 def threadgroup_bytes(
@@ -116,20 +195,15 @@ def _part(tile: Tile, head_dim: int) -> int:
 
 
 @cache
-def _rows(kernel: str, unit: str, family: str, bits: int) -> tuple[tuple[int, Tile], ...]:
-    found: list[tuple[int, Tile]] = []
+def _rows(kernel: str, unit: str, family: str, bits: int) -> tuple[Row, ...]:
+    key = kernel, unit, family, bits
+    return tuple(r for r in _table() if (r.kernel, r.tile.unit, r.family, r.bits) == key)
+
+
+@cache
+def _table() -> tuple[Row, ...]:
     # The name of this package, which is another in the Hugging Face kernels library.
     package = resources.files(__name__.rpartition(".")[0])
     text = package.joinpath("tiles.txt").read_text(encoding="ascii")
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if (
-            cells[:2] == [kernel, unit]
-            and cells[2] in (family, "Apple10")
-            and cells[3] == str(bits)
-        ):
-            streamed, rows, simdgroups, team = (int(cell) for cell in cells[5:9])
-            kept, staged = cells[9] == "registers", cells[10] == "staged"
-            tile = Tile(streamed, rows, simdgroups, kept, staged, team, unit)
-            found.append((int(cells[4]), tile))
-    return tuple(found)
+    lines = [line for line in text.splitlines() if "|" in line and not line.startswith("#")]
+    return tuple(map(Row.parse, lines[1:]))

@@ -116,10 +116,10 @@ def _eager(
 
 
 def _backward(chosen: Plan, call: tuple[Any, ...]) -> tuple[Kind, Iterable[Any]]:
-    problem, inputs, *results, _ = call
+    problem, inputs, rows, _ = call
     assert chosen.backward is not None
     of_forward = chosen._replace(engine=chosen.backward)
-    return _kind("gradients", problem, of_forward), (*inputs, *results)
+    return _kind("gradients", problem, of_forward), (*inputs, *rows)
 
 
 def _kind(function: str, problem: AttentionProblem, chosen: Plan) -> Kind:

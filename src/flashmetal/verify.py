@@ -19,6 +19,7 @@ from rich.table import Table
 
 from .engines import metal
 from .engines.metal.runtime import Runtime, runtime_for
+from .gradients import QueryRows
 from .testing import (
     assert_gradients_match_reference,
     assert_matches_reference,
@@ -90,7 +91,8 @@ def run(case: Case, device: str) -> str:
         if case.backward:
             grads = make_output_gradients(o, lse)
             wanted = differentiable(inputs)
-            found = metal.backward(problem, inputs, o, lse, *grads, wanted, case.kernel)
+            rows = QueryRows(o, lse, *grads)
+            found = metal.backward(problem, inputs, rows, wanted, case.kernel)
             assert_gradients_match_reference(found, on_cpu, inputs, *grads)
     except Exception as error:  # whatever a compiler, a driver or a comparison comes up with
         lines = str(error).strip().splitlines() or [""]

@@ -16,10 +16,10 @@ from flashmetal.distributed import groups, ring, sharding, ulysses
 @contextmanager
 def _forgetting() -> Generator[None]:
     """What was cut before and after the change is not used."""
-    for cached in (sharding.cached_meetings, sharding.cached_steps):
+    for cached in (sharding.cached_meetings, sharding.cached_steps, sharding.cached_index):
         cached.cache_clear()
     yield
-    for cached in (sharding.cached_meetings, sharding.cached_steps):
+    for cached in (sharding.cached_meetings, sharding.cached_steps, sharding.cached_index):
         cached.cache_clear()
 
 
@@ -56,9 +56,9 @@ def _twice_the_sink(merge: Any) -> Any:
 def _own_lse(backward: Any) -> Any:
     def of_piece(call: Any, meeting: Any, tensors: Any, rows: Any) -> Any:
         o, lse = ring.attend(*call.call(meeting, *tensors))
-        taken = rows.taken(meeting.q)
-        rows = mock.Mock(taken=lambda _: (o, lse, *taken[2:]))
-        return backward(call, meeting, tensors, rows)
+        own = ring._taken(rows, meeting.q)._replace(o=o, lse=lse)
+        with mock.patch.object(ring, "_taken", return_value=own):
+            return backward(call, meeting, tensors, rows)
 
     return of_piece
 
@@ -68,6 +68,11 @@ def _strays(shift: Any) -> Any:
         return shift(ranks, tensors, like, by) if by > 0 else mock.Mock(wait=lambda: tensors)
 
     return shifted
+
+
+def _as_they_come(cut: Any, seqlens: Any, rank: int, device: Any) -> Any:
+    first = sum(sum(cut.lengths(seqlens, before)) for before in range(rank))
+    return torch.arange(first, first + sum(cut.lengths(seqlens, rank)), device=device)
 
 
 def _wider(left: int, right: int) -> Callable[[Any], Any]:
@@ -94,17 +99,17 @@ BROKEN: dict[str, tuple[Callable[[int], Any], str, str]] = {
         "batch",
     ),
     "the gradient at lse is dropped": (
-        _patched(ring._Rows, "taken", lambda old: lambda *x: (*old(*x)[:3], None)),
+        _patched(ring, "_taken", lambda old: lambda *x: old(*x)._replace(grad_lse=None)),
         "ring",
         "plain",
     ),
     "a sink without a gradient": (
-        _patched(ring, "_sink_gradient", lambda old: lambda *x: torch.zeros_like(old(*x))),
+        _patched(ring, "sink_gradient", lambda old: lambda *x: torch.zeros_like(old(*x))),
         "ring",
         "sinks",
     ),
     "rows in the order of the ranks": (
-        _patched(ulysses._Rows, "order", lambda old: lambda *x: old(*x).sort().values),
+        _patched(ulysses, "cached_index", lambda _: _as_they_come),
         "ulysses",
         "causal",
     ),
@@ -135,5 +140,6 @@ CHANGES: dict[str, Callable[[int], Any]] = {
     **{name: change for name, (change, *_) in BROKEN.items()},
     "a rank dies": _fails_in_its_second_call(lambda: os._exit(1)),
     "a rank raises": _fails_in_its_second_call(_raise),
+    "short calls": _patched(sharding, "MOST_ROWS", lambda _: 7),
     "through copies": _patched(groups, "_on_carrier", lambda _: lambda x, group: x.cpu().clone()),
 }

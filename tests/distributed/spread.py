@@ -24,8 +24,9 @@ from .processes import Processes
 
 
 class Case(NamedTuple):
-    """What runs: "ring" or "ulysses", over ``size`` of the ranks, on arguments of make_inputs.
+    """What runs: the method "ring" or "ulysses", over ``size`` of the ranks.
 
+    ``call`` has the arguments of make_inputs.
     ``change`` names one of :data:`.changes.CHANGES`, under which the ranks then run.
     """
 
@@ -86,9 +87,10 @@ def _attend(case: Case) -> Share:
         "softcap": case.call.get("softcap", 0.0),
         "sharding": case.sharding,
         "group": group,
+        "method": case.attention,
         "return_lse": True,
     }
-    function = getattr(distributed, f"{case.attention}_attn_{'varlen_' if packed else ''}func")
+    function = distributed.flash_attn_varlen_func if packed else distributed.flash_attn_func
     sizes = lengths if packed else ()
     if not packed:
         options |= {"seqlen_q": seqlens[0], "seqlen_k": seqlens[1]}

@@ -41,6 +41,12 @@ def test_other_groups_and_shardings(processes: Processes, feature: str, group: s
         check(processes, Case(attention, size, sharding, {**SHAPE, **FEATURES[feature]}))
 
 
+@pytest.mark.parametrize("feature", ["causal", "sinks", "varlen", "window"])
+def test_calls_are_cut_along_their_rows(processes: Processes, feature: str) -> None:
+    call = {**SHAPE, **FEATURES[feature]}
+    check(processes, Case("ring", 2, "zigzag", call, "short calls"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("attention", ["ring", "ulysses"])
 def test_half_types(processes: Processes, attention: str, dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flashmetal.distributed import local_rows, ring_attn_func
+from flashmetal.distributed import flash_attn_func, local_rows
 from flashmetal.testing import error_budget
 
 from .processes import Processes
@@ -28,7 +28,7 @@ def logits_of_a_rank(rank: int, code: str) -> tuple[torch.Tensor, ...]:
     model, tokens = LlamaForCausalLM(config), torch.randint(17, (1, 40))
     model.set_attn_implementation("eager")
     eager, exact = model(tokens).logits, model.double()(tokens).logits
-    given: dict[str, Any] = {"local_rows": local_rows, "ring_attn_func": ring_attn_func}
+    given: dict[str, Any] = {"local_rows": local_rows, "flash_attn_func": flash_attn_func}
     given |= {"model": model.float(), "tokens": tokens}
     exec(code, given)
     rows = given["rows"]

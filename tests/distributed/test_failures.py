@@ -26,7 +26,7 @@ def test_a_rank_that_ends_ends_the_others(change: str, tmp_path: Path) -> None:
     ranks.close()
     for rank in (0, 1, 3):
         assert isinstance(answers[rank], RuntimeError)
-        assert "ring_attn_func: rank" in str(answers[rank])
+        assert "distributed.flash_attn_func: rank" in str(answers[rank])
         assert "did not answer" in str(answers[rank])
     assert isinstance(answers[2], EOFError if change == "a rank dies" else RuntimeError)
     assert not any(process.is_alive() for process in ranks.processes)
@@ -43,55 +43,67 @@ def call(rank: int, function: str, options: dict[str, Any]) -> Any:
 STARTS = torch.tensor([0, 40], dtype=torch.int32)
 PACKED = {"q": Q[0], "k": Q[0], "v": Q[0], "cu_seqlens_q": STARTS, "cu_seqlens_k": STARTS}
 WRONG: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
-    "rows": ("ring_attn_func", {"seqlen_q": 48}, ValueError, "q must have 12 of the 48 rows"),
+    "rows": ("flash_attn_func", {"seqlen_q": 48}, ValueError, "q must have 12 of the 48 rows"),
     "packed rows": (
-        "ulysses_attn_varlen_func",
-        {**PACKED, "cu_seqlens_k": STARTS * 2},
+        "flash_attn_varlen_func",
+        {**PACKED, "method": "ulysses", "cu_seqlens_k": STARTS * 2},
         ValueError,
         "k must have 20 of the 80 rows",
     ),
     "offsets": (
-        "ring_attn_varlen_func",
+        "flash_attn_varlen_func",
         {**PACKED, "cu_seqlens_q": STARTS.flip(0)},
         ValueError,
         "cu_seqlens_q must ascend from 0",
     ),
     "offsets' dtype": (
-        "ring_attn_varlen_func",
+        "flash_attn_varlen_func",
         {**PACKED, "cu_seqlens_q": STARTS.long()},
         TypeError,
         "cu_seqlens_q must be int32",
     ),
     "no offsets": (
-        "ring_attn_varlen_func",
+        "flash_attn_varlen_func",
         {**PACKED, "cu_seqlens_q": None},
         TypeError,
         "cu_seqlens_q must be a torch.Tensor",
     ),
-    "sharding": ("ring_attn_func", {"sharding": "striped"}, ValueError, "one of .'zigzag'"),
-    "mesh": ("ulysses_attn_func", {"mesh": True}, ValueError, "a mesh of one dimension, got 2"),
-    "group": ("ring_attn_func", {"group": "cp"}, TypeError, "a DeviceMesh or None, got str"),
+    "method": ("flash_attn_func", {"method": "tree"}, ValueError, "one of .'ring', 'ulysses'"),
+    "alibi": (
+        "flash_attn_func",
+        {"alibi_slopes": torch.ones(4)},
+        NotImplementedError,
+        "pass method=.ulysses.",
+    ),
+    "sharding": ("flash_attn_func", {"sharding": "striped"}, ValueError, "one of .'zigzag'"),
+    "mesh": ("flash_attn_func", {"mesh": True}, ValueError, "a mesh of one dimension, got 2"),
+    "group": ("flash_attn_func", {"group": "cp"}, TypeError, "a DeviceMesh or None, got str"),
     "heads": (
-        "ulysses_attn_func",
-        dict.fromkeys("qkv", Q[:, :, :3]),
+        "flash_attn_func",
+        {**dict.fromkeys("qkv", Q[:, :, :3]), "method": "ulysses"},
         ValueError,
         "the 3 query heads must be a multiple of the 4 ranks",
     ),
     "float64": (
-        "ring_attn_func",
+        "flash_attn_func",
         {name: Q.double() for name in "qkv"},
         TypeError,
-        "use ulysses_attn_func",
+        "pass method=.ulysses.",
     ),
-    "engine": ("ring_attn_func", {"impl": "stock", "softcap": 2.0}, NotImplementedError, "softcap"),
+    "engine": (
+        "flash_attn_func",
+        {"impl": "stock", "softcap": 2.0},
+        NotImplementedError,
+        "softcap",
+    ),
     "engine of a window": (
-        "ring_attn_func",
+        "flash_attn_func",
         {"impl": "stock", "window_size": (20, 0)},
         NotImplementedError,
         "window",
     ),
-    "values": ("ring_attn_func", {"v": Q[:, :5]}, ValueError, "k and v must agree"),
-    "no tensor": ("ring_attn_varlen_func", {**PACKED, "q": 3}, TypeError, "q must be a torch.Te"),
+    "values": ("flash_attn_func", {"v": Q[:, :5]}, ValueError, "k and v must agree"),
+    "no tensor": ("flash_attn_varlen_func", {**PACKED, "q": 3}, TypeError, "q must be a torch.Te"),
 }
 
 
@@ -102,7 +114,7 @@ def test_errors_come_on_every_rank(processes: Processes, wrong: str) -> None:
         assert isinstance(answer, kind)
         with pytest.raises(kind, match=message):
             raise answer
-        assert str(answer).startswith(("flashmetal:", function))
+        assert str(answer).startswith(("flashmetal:", f"distributed.{function}"))
 
 
 def test_a_rank_outside_the_group_is_refused(processes: Processes) -> None:
@@ -116,6 +128,5 @@ def local_rows_of(rank: int, other: int) -> torch.Tensor:
 
 
 def test_without_a_group() -> None:
-    for function in (distributed.ring_attn_func, distributed.ulysses_attn_func):
-        with pytest.raises(RuntimeError, match="call torch.distributed.init_process_group"):
-            function(Q, Q, Q)
+    with pytest.raises(RuntimeError, match="call torch.distributed.init_process_group"):
+        distributed.flash_attn_func(Q, Q, Q)

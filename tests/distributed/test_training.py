@@ -22,10 +22,11 @@ def trained_on_shares(rank: int, attention: str) -> tuple[list[Tensor], list[Ten
     """(weights, losses) of one rank: its own rows, and the gradients of all."""
     del rank
     rows = distributed.local_rows(STARTS)
-    function = getattr(distributed, f"{attention}_attn_varlen_func")
 
     def attend(q: Tensor, kv: Tensor, *lengths: Any, **options: Any) -> Tensor:
-        return function(q, *kv.unbind(1), *lengths[:2], **options)
+        return distributed.flash_attn_varlen_func(
+            q, *kv.unbind(1), *lengths[:2], method=attention, **options
+        )
 
     torch.manual_seed(0)
     model, tokens = Model(), torch.randint(17, (40,))

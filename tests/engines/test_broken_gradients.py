@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flashmetal.engines import panels, portable, portable_backward
-from flashmetal.gradients import Gradients
+from flashmetal.gradients import Gradients, QueryRows
 from flashmetal.testing import (
     assert_gradients_match_reference,
     differentiable,
@@ -28,9 +28,9 @@ def _changed_call(change: Callable[[Any, Any, Any], tuple[Any, Any, Any]]) -> Br
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
         backward = portable.backward
 
-        def broken(problem: Any, inputs: Any, o: Any, lse: Any, do: Any, dlse: Any, w: Any) -> Any:
-            problem, inputs, dlse = change(problem, inputs, dlse)
-            return backward(problem, inputs, o, lse, do, dlse, w)
+        def broken(problem: Any, inputs: Any, rows: QueryRows, wanted: Any) -> Any:
+            problem, inputs, grad_lse = change(problem, inputs, rows.grad_lse)
+            return backward(problem, inputs, rows._replace(grad_lse=grad_lse), wanted)
 
         monkeypatch.setattr(portable, "backward", broken)
 
@@ -127,7 +127,7 @@ def test_a_broken_rule_is_seen(rule: str, monkeypatch: pytest.MonkeyPatch) -> No
     problem, inputs = make_inputs(**{**SHAPE, **TRAINING[feature]})
     o, lse = portable.forward(problem, inputs)
     grads = make_output_gradients(o, lse)
-    call = problem, inputs, o, lse, *grads, differentiable(inputs)
+    call = problem, inputs, QueryRows(o, lse, *grads), differentiable(inputs)
     assert_gradients_match_reference(portable.backward(*call), problem, inputs, *grads)
     apply(monkeypatch)
     with pytest.raises(AssertionError, match="is wrong at"):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashmetal
 from flashmetal.engines import panels, portable, stock
 from flashmetal.problem import AttentionInputs, AttentionProblem, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
+
+from ..operations import Operations
 
 
 def test_paged_decode_equals_attention_over_the_gathered_cache() -> None:
@@ -69,42 +68,15 @@ def test_two_decodes_give_equal_bits() -> None:
     assert torch.equal(first[1], second[1])
 
 
-class ReadElements(TorchDispatchMode):
-    """Elements of the right operands of products: keys and values as they are read."""
-
-    count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (torch.ops.aten.bmm.default, torch.ops.aten.bmm.out):
-            self.count += args[1].numel()
-        if func is torch.ops.aten.baddbmm_.default:
-            self.count += args[2].numel()
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("groups", [1, 4, 8])
 def test_query_heads_of_a_group_share_one_read(groups: int) -> None:
     length, dim = 600, 64
     problem, inputs = make_inputs(
         seqlen_q=1, seqlen_k=length, heads_q=2 * groups, heads_k=2, head_dim=dim, page_size=8
     )
-    with ReadElements() as mode:
+    with Operations() as mode:
         portable.forward(problem, inputs)
-    assert mode.count == 2 * length * 2 * dim
-
-
-class Exponentials(TorchDispatchMode):
-    """How often exponentials are taken."""
-
-    count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.count += func is torch.ops.aten.exp2_.default
-        return func(*args, **(kwargs or {}))
+    assert mode.read == 2 * length * 2 * dim
 
 
 @pytest.mark.parametrize("page_size", [0, 16])
@@ -115,9 +87,9 @@ def test_decodes_of_many_sequences_share_one_softmax(page_size: int) -> None:
         lengths_q=(1,) * 32, lengths_k=lengths, window_right=0, page_size=page_size
     )
     for engine in (portable, stock):
-        with Exponentials() as mode:
+        with Operations() as mode:
             o, lse = engine.forward(problem, inputs)
-        assert mode.count == 1
+        assert mode.exponentials == 1
         assert_matches_reference(o, lse, problem, inputs)
 
 
@@ -127,23 +99,9 @@ def test_one_long_sequence_does_not_widen_short_ones() -> None:
     problem, inputs = make_inputs(
         lengths_q=(1,) * 41, lengths_k=lengths, heads_q=2, heads_k=1, head_dim=8, page_size=16
     )
-    with LargestResult() as mode:
+    with Operations() as mode:
         portable.forward(problem, inputs)
     assert mode.largest <= max(2 * 2 * (sum(lengths) + 4096), inputs.k.numel())
-
-
-class LargestResult(TorchDispatchMode):
-    """Elements of the largest tensor that is no view."""
-
-    largest = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not func.is_view:
-            self.largest = max(self.largest, result.numel())
-        return result
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["neighbours", "scattered"])
@@ -157,7 +115,7 @@ def test_the_cache_is_never_gathered_whole(shuffled: bool, monkeypatch: pytest.M
     inputs = AttentionInputs(torch.randn(1, 1, 4, dim), cache, cache)
     inputs = inputs._replace(block_table=order[None].to(torch.int32))
     problem = AttentionProblem.of(inputs, Request("test"))
-    with LargestResult() as mode:
+    with Operations() as mode:
         portable.forward(problem, inputs)
     panel = (64 + size) * heads * dim
     assert mode.largest <= (panel if shuffled else max(64 * 4, 4 * dim))

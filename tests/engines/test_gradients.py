@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from flashmetal.engines import panels, portable, stock
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import (
     assert_gradients_match_reference,
     differentiable,
@@ -32,10 +33,9 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def check(engine: Any, call: dict[str, Any], through_lse: bool = True) -> None:
     problem, inputs = make_inputs(**call)
     o, lse = engine.forward(problem, inputs)
-    grad_o, grad_lse = make_output_gradients(o, lse, through_lse=through_lse)
-    wanted = differentiable(inputs)
-    found = engine.backward(problem, inputs, o, lse, grad_o, grad_lse, wanted)
-    assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
+    grads = make_output_gradients(o, lse, through_lse=through_lse)
+    found = engine.backward(problem, inputs, QueryRows(o, lse, *grads), differentiable(inputs))
+    assert_gradients_match_reference(found, problem, inputs, *grads)
 
 
 @pytest.mark.usefixtures("tiles")
@@ -62,9 +62,7 @@ def test_stock(feature: str, dtype: torch.dtype, through_lse: bool) -> None:
 )
 @given(call=calls())
 def test_portable_serves_any_call(call: dict[str, Any]) -> None:
-    problem, _ = make_inputs(**call)
-    if portable.refuse_backward(problem) is None:
-        check(portable, call)
+    check(portable, call)
 
 
 @pytest.mark.parametrize("feature", ["plain", "causal", "varlen", "softcap", "sinks"])
@@ -73,7 +71,7 @@ def test_two_runs_give_equal_bits(feature: str) -> None:
     for engine in ENGINES.values():
         if engine.refuse(problem) is None:
             o, lse = engine.forward(problem, inputs)
-            call = problem, inputs, o, lse, torch.ones_like(o), None, differentiable(inputs)
+            call = problem, inputs, QueryRows(o, lse, torch.ones_like(o)), differentiable(inputs)
             for first, second in zip(engine.backward(*call), engine.backward(*call), strict=True):
                 assert (first is None and second is None) or torch.equal(first, second)
 
@@ -82,15 +80,16 @@ def test_two_runs_give_equal_bits(feature: str) -> None:
 def test_rows_and_keys_that_see_nothing_have_zero_gradients(engine: str) -> None:
     problem, inputs = make_inputs(**{**SHAPE, "seqlen_q": 50, "seqlen_k": 20}, window_right=0)
     o, lse = ENGINES[engine].forward(problem, inputs)
-    call = problem, inputs, o, lse, torch.ones_like(o), torch.ones_like(lse), ("q", "k", "v")
-    found = ENGINES[engine].backward(*call)
+    rows = QueryRows(o, lse, torch.ones_like(o), torch.ones_like(lse))
+    found = ENGINES[engine].backward(problem, inputs, rows, ("q", "k", "v"))
     assert torch.all(found.q[:, :30] == 0)
     assert torch.all(found.q[:, 30:] != 0)
     for seqlen_q, seqlen_k in ((0, 20), (20, 0)):
         problem, inputs = make_inputs(**{**SHAPE, "seqlen_q": seqlen_q, "seqlen_k": seqlen_k})
         o, lse = ENGINES[engine].forward(problem, inputs)
-        call = problem, inputs, o, lse, torch.ones_like(o), torch.ones_like(lse), ("q", "k", "v")
-        assert all(torch.all(x == 0) for x in ENGINES[engine].backward(*call)[:3])
+        rows = QueryRows(o, lse, torch.ones_like(o), torch.ones_like(lse))
+        found = ENGINES[engine].backward(problem, inputs, rows, ("q", "k", "v"))
+        assert all(torch.all(x == 0) for x in found[:3])
 
 
 def test_a_bias_that_hides_rows_gives_zero_gradients() -> None:
@@ -98,12 +97,11 @@ def test_a_bias_that_hides_rows_gives_zero_gradients() -> None:
     inputs.bias[:, :, 3:9] = -torch.inf
     inputs.bias[:, :, 12, ::2] = -torch.inf
     o, lse = portable.forward(problem, inputs)
-    grad_o, grad_lse = make_output_gradients(o, lse)
-    call = problem, inputs, o, lse, grad_o, grad_lse, differentiable(inputs)
-    found = portable.backward(*call)
+    grads = make_output_gradients(o, lse)
+    found = portable.backward(problem, inputs, QueryRows(o, lse, *grads), differentiable(inputs))
     assert torch.all(found.q[:, 3:9] == 0)
     assert torch.all(found.bias[:, :, 3:9] == 0)
-    assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
+    assert_gradients_match_reference(found, problem, inputs, *grads)
 
 
 @pytest.mark.parametrize("feature", ["causal", "everything", "everything, packed", "dropout"])
@@ -129,7 +127,9 @@ def test_gradients_equal_differences(feature: str) -> None:
 
         @staticmethod
         def backward(ctx: Any, grad_o: Any, grad_lse: Any) -> Any:
-            found = portable.backward(problem, *ctx.saved, grad_o, grad_lse, names)
+            changed, *results = ctx.saved
+            rows = QueryRows(*results, grad_o, grad_lse)
+            found = portable.backward(problem, changed, rows, names)
             return tuple(getattr(found, name) for name in names)
 
     given = [getattr(inputs, name).double().nan_to_num().requires_grad_() for name in names]

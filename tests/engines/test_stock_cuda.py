@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flashmetal.engines import stock
+from flashmetal.gradients import QueryRows
 from flashmetal.plan import plan
 from flashmetal.problem import AttentionProblem
 from flashmetal.testing import (
@@ -170,7 +171,7 @@ def test_forward_and_backward(feature: str, dtype: torch.dtype) -> None:
         return
     for through_lse in (False, True):
         grads = make_output_gradients(o, lse, through_lse=through_lse)
-        call = served, inputs, o, lse, *grads, differentiable(inputs)
+        call = served, inputs, QueryRows(o, lse, *grads), differentiable(inputs)
         found, again = stock.backward(*call), stock.backward(*call)
         assert_gradients_match_reference(found, problem, inputs, *grads)
         assert all(torch.equal(x, y) for x, y in zip(found, again, strict=True) if x is not None)
@@ -191,7 +192,7 @@ def test_the_programs_choice_of_determinism_is_left_as_it_is() -> None:
     filled = torch.utils.deterministic.fill_uninitialized_memory
     for mode in (0, 1, 2):
         torch.set_deterministic_debug_mode(mode)
-        stock.backward(on_cuda(problem), inputs, o, lse, o, None, ("q",))
+        stock.backward(on_cuda(problem), inputs, QueryRows(o, lse, o), ("q",))
         assert torch.get_deterministic_debug_mode() == mode
         assert torch.utils.deterministic.fill_uninitialized_memory == filled
 

@@ -6,31 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashmetal.engines import panels, portable, stock
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import differentiable, make_inputs
+
+from ..operations import Operations
 
 SHAPE: dict[str, Any] = {"heads_q": 2, "heads_k": 1, "head_dim": 16}
 SMALL_TILES = panels.Tiling(block_q=64, scores=1 << 14, least_keys=32)
-
-
-class Counter(TorchDispatchMode):
-    """The elements of the largest tensor an operation returned, and of all scores computed."""
-
-    largest = 0
-    scores = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, torch.Tensor):
-                self.largest = max(self.largest, x.numel())
-        if func is torch.ops.aten.bmm.out:
-            self.scores += result.numel()
-        return result
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +24,14 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def largest(engine: Any, seqlen: int, **features: Any) -> int:
     problem, inputs = make_inputs(**{**SHAPE, **features, "seqlen_q": seqlen})
-    with Counter() as mode:
+    with Operations() as mode:
         engine.forward(problem, inputs)
     return mode.largest
 
 
 def scores(**call: Any) -> int:
     problem, inputs = make_inputs(**{**SHAPE, **call})
-    with Counter() as mode:
+    with Operations() as mode:
         portable.forward(problem, inputs)
     return mode.scores
 
@@ -72,7 +56,7 @@ def test_grouped_heads_copy_no_keys() -> None:
     shape = {"heads_q": 16, "heads_k": 1, "head_dim": 64, "seqlen_k": 2048}
     for engine in (portable, stock):
         problem, inputs = make_inputs(seqlen_q=1, **shape)
-        with Counter() as mode:
+        with Operations() as mode:
             engine.forward(problem, inputs)
         assert mode.largest <= inputs.k.numel()
 
@@ -109,8 +93,8 @@ def test_memory_of_the_backward_is_linear_in_the_sequence(
     for seqlen in (1024, 2048):
         problem, inputs = make_inputs(**{**SHAPE, **features, "seqlen_q": seqlen}, dtype=dtype)
         o, lse = portable.forward(problem, inputs)
-        call = problem, inputs, o, lse, torch.ones_like(o), None, differentiable(inputs)
-        with Counter() as mode:
+        call = problem, inputs, QueryRows(o, lse, torch.ones_like(o)), differentiable(inputs)
+        with Operations() as mode:
             portable.backward(*call)
         assert mode.largest <= 2 * 16 * seqlen
 
@@ -120,6 +104,6 @@ def test_work_of_the_backward_is_that_of_the_band() -> None:
     for features in ({}, {"window_right": 0}, {"window_left": 31, "window_right": 0}):
         problem, inputs = make_inputs(**{**SHAPE, **features, "seqlen_q": 1024})
         o, lse = portable.forward(problem, inputs)
-        with Counter() as mode:
-            portable.backward(problem, inputs, o, lse, o, None, ("q", "k", "v"))
+        with Operations() as mode:
+            portable.backward(problem, inputs, QueryRows(o, lse, o), ("q", "k", "v"))
         assert mode.scores == 2 * scores(seqlen_q=1024, **features)

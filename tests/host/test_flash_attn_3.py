@@ -19,22 +19,12 @@ WINDOW = {"window_size": (-1, -1), "attention_chunk": 0, "softcap": 0.0}
 TUNING = {"num_splits": 1, "pack_gqa": None, "deterministic": False, "sm_margin": 0}
 SCALE: dict[str, Any] = {"softmax_scale": None, "causal": False}
 LAST = {"return_attn_probs": False}
+OF_BOTH = SCALE | {"qv": None} | DESCALES | WINDOW | TUNING | LAST
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "flash_attn_func": dict.fromkeys(("q", "k", "v"), NONE)
-    | SCALE
-    | {"qv": None}
-    | DESCALES
-    | WINDOW
-    | TUNING
-    | LAST,
+    "flash_attn_func": dict.fromkeys(("q", "k", "v"), NONE) | OF_BOTH,
     "flash_attn_varlen_func": dict.fromkeys(("q", "k", "v", *LENGTHS), NONE)
     | {"seqused_q": None, "seqused_k": None}
-    | SCALE
-    | {"qv": None}
-    | DESCALES
-    | WINDOW
-    | TUNING
-    | LAST,
+    | OF_BOTH,
     "flash_attn_qkvpacked_func": {"qkv": NONE}
     | SCALE
     | DESCALES

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashmetal.distributed import sharding as module
 from flashmetal.distributed.sharding import SHARDINGS, Meeting, Sharding, meetings, steps
 
 CPU = torch.device("cpu")
@@ -58,9 +60,15 @@ def visible(sharding: Sharding, window: tuple[int, int]) -> list[tuple[int, int]
     return found
 
 
-@given(sizes=lengths, window=windows, ranks=st.integers(1, 5), kind=st.sampled_from(SHARDINGS))
+@given(
+    sizes=lengths,
+    window=windows,
+    ranks=st.integers(1, 5),
+    kind=st.sampled_from(SHARDINGS),
+    most=st.sampled_from([1, 3, 8192]),
+)
 def test_each_visible_pair_meets_once(
-    sizes: list[tuple[int, int]], window: tuple[int, int], ranks: int, kind: str
+    sizes: list[tuple[int, int]], window: tuple[int, int], ranks: int, kind: str, most: int
 ) -> None:
     seqlens_q, seqlens_k = zip(*sizes, strict=True)
     sharding = Sharding(seqlens_q, seqlens_k, ranks, kind)
@@ -68,9 +76,12 @@ def test_each_visible_pair_meets_once(
     for rank, step in product(range(ranks), range(steps(sharding, window))):
         source = (rank - step) % ranks
         own = rows_of(sharding, seqlens_q, rank), rows_of(sharding, seqlens_k, source)
-        for meeting in meetings(sharding, window, (rank, source), len(sizes) > 1, CPU):
+        with mock.patch.object(module, "MOST_ROWS", most):
+            found = meetings(sharding, window, (rank, source), len(sizes) > 1, CPU)
+        for meeting in found:
             met += [(own[0][i], own[1][j]) for i, j in pairs(meeting)]
             assert min(meeting.window) >= -1
+            assert len(taken(meeting.q)) <= most
     assert sorted(met) == sorted(visible(sharding, window))
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from flashmetal import cli
-from flashmetal.bench.contestants import Call
-from flashmetal.bench.measure import calls_of
+from flashmetal.bench import measure as measuring
+from flashmetal.bench.contestants import Call, Padded
+from flashmetal.bench.measure import Options, contest, measure
 from flashmetal.bench.workloads import Workload, workloads
 from flashmetal.reference import attention_reference
 from flashmetal.testing import error_budget
@@ -25,28 +26,97 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("workload", CASES, ids=lambda workload: workload.name)
-def test_all_contestants_compute_the_same(
-    workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def not_compiled(function: Call, **options: object) -> Call:
-        return function  # what is compiled is torch's own; the masks and scores are ours
+RIVALS = ("eager", "sdpa", "flex")
+FORWARD = Options("cpu", RIVALS, most_gb=1.0, repeats=1)
+TRAINING = FORWARD._replace(training=True)
 
-    monkeypatch.setattr(torch, "compile", not_compiled)
-    problem, inputs = workload.build("cpu")
+
+@pytest.fixture
+def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is torch's own; the masks and scores are ours."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
+@pytest.mark.usefixtures("_not_compiled")
+@pytest.mark.parametrize("workload", CASES, ids=lambda workload: workload.name)
+def test_all_contestants_compute_the_same(workload: Workload) -> None:
+    field = contest(workload, FORWARD)
+    problem, inputs = field.problem, field.inputs
     exact = attention_reference(problem, inputs, compute_dtype=torch.float64)[0]
     budget = error_budget(attention_reference(problem, inputs)[0], exact)
-    calls = calls_of(problem, inputs, ["eager", "sdpa", "flex"], most_gb=1.0)
-    for name, call in calls.items():
+    for name, call in field.calls.items():
         if isinstance(call, str):
             assert name in ("sdpa", "flex")
             assert workload.sinks or workload.softcap
         else:
             assert (call()[0] - exact).abs().max() <= budget, name
+            assert field.judge(call()).right
+
+
+@pytest.mark.parametrize("workload", CASES, ids=lambda workload: workload.name)
+def test_all_contestants_have_the_same_gradients(workload: Workload) -> None:
+    field = contest(workload, TRAINING._replace(rivals=("eager", "sdpa")))
+    for call in field.calls.values():
+        if not isinstance(call, str):
+            o, lse, *grads = call()
+            assert field.judge((o, lse, *grads)).right
+            for index, grad in enumerate(grads):
+                wrong = [*grads]
+                wrong[index] = grad.clone()
+                wrong[index][..., -1] += 0.1
+                assert not field.judge((o, lse, *wrong)).right
+
+
+LONG = SMALL | {"seqlen_q": 300, "seqlen_k": 310}
+CHECKED: dict[str, tuple[Workload, list[int]]] = {
+    "full": (Workload("", **LONG, dtype="float32"), [0, 149, 299]),
+    "causal": (Workload("", **LONG, dtype="float32", window_right=0, alibi=True), [0, 149, 299]),
+    "window": (Workload("", **LONG, dtype="float32", window_left=9, window_right=4), [299]),
+    "bias": (Workload("", **LONG, dtype="float32", bias=True, softcap=3.0), [0, 149, 299]),
+    "packed": (
+        Workload("", **LONG, dtype="float32", window_right=0, lengths_q=[7, 300, 20]),
+        [7, 156, 306],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_wrong_row_is_seen(name: str) -> None:
+    workload, rows = CHECKED[name]
+    field = contest(workload, FORWARD._replace(rivals=()))
+    call = field.calls["flashmetal"]
+    assert not isinstance(call, str)
+    o, lse = call()
+    assert field.judge((o, lse)).right
+    for row in rows:
+        for wrong_o, wrong_lse in ((1e-2, 0.0), (torch.nan, 0.0), (0.0, 1e-2)):
+            changed = o.clone(), lse.clone()
+            changed[0][..., row, -1, 0] += wrong_o
+            changed[1][..., -1, row] += wrong_lse
+            assert not field.judge(changed).right
+
+
+def test_a_wrong_contestant_is_shown_and_not_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def halved(problem: object, padded: Padded, mask: object, inputs: object) -> Call:
+        return lambda: (padded.pack(padded.q) / 2, None)
+
+    monkeypatch.setattr(measuring, "eager_call", halved)
+    ours, eager, sdpa = measure(CASES[0], FORWARD._replace(rivals=("eager", "sdpa")))
+    assert ours.median_ms
+    assert sdpa.median_ms
+    assert eager.median_ms is None
+    assert eager.error is not None
+    assert eager.note.startswith(f"WRONG: error {eager.error:.1e}, allowed ")
+    monkeypatch.setattr(measuring, "_flashmetal_call", lambda *call: lambda: (call[1].q, None))
+    assert cli.main(["bench", "--device", "cpu", "--against", "--seqlen", "40"]) == 1
+    assert "WRONG" in capsys.readouterr().out
 
 
 def test_scores_past_the_limit_are_not_made() -> None:
-    assert "--max-gb" in str(calls_of(*CASES[0].build("cpu"), ["eager"], 1e-9)["eager"])
+    field = contest(CASES[0], FORWARD._replace(rivals=("eager",), most_gb=1e-9))
+    assert "--max-gb" in str(field.calls["eager"])
 
 
 def test_workloads_have_names_of_their_own_and_whole_groups_of_heads() -> None:
@@ -67,6 +137,18 @@ def test_a_table_a_csv_and_the_memory(tmp_path: Path, capsys: pytest.CaptureFixt
     assert float(ours["median_ms"]) > 0
     assert (sdpa["contestant"], sdpa["median_ms"]) == ("sdpa", "")
     assert (memory["contestant"], memory["seqlen"]) == ("flashmetal", "64")
+    assert int(memory["peak_bytes"]) >= 0
+
+
+def test_training_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "bench.csv"
+    options = ["--seqlen", "40", "--dtype", "float32", "--repeats", "1", "--device", "cpu"]
+    options += ["--training", "--against", "--memory", "40", "--csv", str(table)]
+    assert cli.main(["bench", *options]) == 0
+    assert "forward + backward, median" in capsys.readouterr().out
+    ours, memory = csv.DictReader(table.read_text().splitlines())
+    assert ours["note"] == "stock, gradients by stock"
+    assert float(ours["median_ms"]) > 0
     assert int(memory["peak_bytes"]) >= 0
 
 

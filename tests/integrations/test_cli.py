@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from flashmetal import cli
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flashmetal.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+from ..interpreter import python
 
 
 def test_doctor_lists_every_engine_and_this_machine() -> None:
-    done = run("doctor")
+    done = python("-m", "flashmetal.cli", "doctor")
     assert done.returncode == 0, done.stderr
     for word in ("metal", "portable", "stock", "reference", torch.__version__):
         assert word in done.stdout

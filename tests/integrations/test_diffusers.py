@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +13,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, attention_
 from flashmetal.integrations import diffusers as integration
 from flashmetal.integrations import sdpa
 from flashmetal.testing import error_budget
+
+from ..interpreter import output
 
 FLUX: dict[str, Any] = dict(
     patch_size=1,
@@ -243,12 +241,4 @@ def test_the_flash_attn_shim_serves_diffusers_flash_backend() -> None:
         native = run(model, inputs, torch.float32)
         model.set_attention_backend("flash")
         torch.testing.assert_close(run(model, inputs, torch.float32), native)"""
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    output(code)

@@ -6,7 +6,6 @@ import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
-import os
 import subprocess
 import sys
 import zipfile
@@ -19,7 +18,8 @@ import flashmetal
 from flashmetal.integrations import flash_attn as shim
 from flashmetal.integrations.flash_attn.finder import SWITCH, is_ours
 
-ROOT = Path(__file__).parents[2]
+from ..interpreter import ROOT, output
+
 # What libraries import, by module; diffusers takes the two wrapped operators.
 NAMES = {
     "flash_attn": (
@@ -66,20 +66,6 @@ def real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     yield package
     sys.modules.pop("flash_attn", None)
-
-
-def run(code: str, **environment: str) -> str:
-    """What a new interpreter prints."""
-    path = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -201,22 +187,23 @@ def start(distribution: Path) -> str:
 
 def test_the_distribution_serves_every_process(distribution: Path) -> None:
     code = f"{start(distribution)}; import flash_attn; print(flash_attn.flash_attn_func.__module__)"
-    assert run(code) == "flashmetal.api"
+    assert output(code) == "flashmetal.api"
 
 
 def test_its_start_imports_nothing_else(distribution: Path) -> None:
     """Least of all torch: the start of an interpreter stays as fast as it was."""
-    assert run(f"{start(distribution)}; print({{*sys.modules}} - before)") == (
+    assert output(f"{start(distribution)}; print({{*sys.modules}} - before)") == (
         "{'flashmetal_flash_attn'}"
     )
 
 
 def test_it_yields_to_the_environment_and_to_install(distribution: Path) -> None:
     find = "from importlib.util import find_spec; print(find_spec('flash_attn'))"
-    assert run(f"{start(distribution)}; {find}", FLASHMETAL_FLASH_ATTN="0") == "None"
+    assert output(f"{start(distribution)}; {find}", FLASHMETAL_FLASH_ATTN="0") == "None"
     again = "from flashmetal.integrations import flash_attn as shim"
     assert (
-        run(f"{start(distribution)}; {again}; shim.install(); shim.uninstall(); {find}") == "None"
+        output(f"{start(distribution)}; {again}; shim.install(); shim.uninstall(); {find}")
+        == "None"
     )
 
 
@@ -228,4 +215,4 @@ def test_transformers_is_not_misled() -> None:
         from transformers.utils import is_flash_attn_2_available, is_flash_attn_greater_or_equal
         import transformers.modeling_flash_attention_utils
         print(is_flash_attn_2_available(), is_flash_attn_greater_or_equal("2.1.0"))"""
-    assert run(code) == "False False"
+    assert output(code) == "False False"

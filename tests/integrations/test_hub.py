@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,10 @@ import pytest
 from kernels._rust import Digest, Metadata
 from kernels.variants import get_variants_local
 
-ROOT = Path(__file__).parents[2]
+from ..interpreter import ROOT, output
+
 REPOSITORY = "flashmetal/flashmetal"
 VARIANTS = ("torch-metal", "torch-universal")
-# What the kernels library asks of every script here: nothing is fetched.
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +36,7 @@ def repository(build: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(code: str, repository: Path) -> list[str]:
     """The lines that a new interpreter prints, to which the kernel is a local one."""
-    path = os.pathsep.join(filter(None, sys.path))
-    local = {"LOCAL_KERNELS": f"{REPOSITORY}={repository}", "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **OFFLINE, **local},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return output(code, LOCAL_KERNELS=f"{REPOSITORY}={repository}", HF_HUB_OFFLINE="1").splitlines()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import FunctionType
 
@@ -15,6 +12,8 @@ import torch
 from flashmetal import cli, explain, flash_attn_func, ops
 from flashmetal.settings import trace_target
 from flashmetal.trace import Trace, features
+
+from ..interpreter import python
 
 SCRIPT = """
 import sys
@@ -27,12 +26,6 @@ flash_attn_func(q, q, q, causal=True)
 print(sys.argv[1:], __name__)
 sys.exit(3)
 """
-
-
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments]
-    env = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
 @pytest.fixture

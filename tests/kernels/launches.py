@@ -20,13 +20,14 @@ from torch import Tensor
 
 import metalsim
 from flashmetal.engines import metal
-from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.engines.metal.backward import backward
+from flashmetal.engines.metal import Runtime, metal_runtime
+from flashmetal.gradients import QueryRows
 from flashmetal.reference import attention_reference
-from flashmetal.testing import make_inputs
+from flashmetal.testing import differentiable, make_inputs, make_output_gradients
 from metalsim.buffer_files import read_buffer
 
 from .appends import make_append
+from .simulated import gpu_of
 
 CompileShader = Callable[[str], metalsim.ShaderLibrary]
 SHAPE: dict[str, Any] = {"seqlen_q": 50, "seqlen_k": 70, "head_dim": 16, "heads_q": 2, "heads_k": 1}
@@ -43,7 +44,7 @@ class Launch(NamedTuple):
     def run(self, compile_shader: CompileShader) -> tuple[Tensor, ...]:
         """The results of the real kernels, as `compile_shader` makes them."""
         layout = patch.dict(os.environ, METALSIM_COOPERATIVE_LAYOUT=self.layout)
-        with layout, metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(self.gpu))):
+        with layout, metal_runtime(Runtime(compile_shader, "cpu", gpu_of(self.gpu))):
             return self.call({**SHAPE, **self.fields})
 
 
@@ -84,15 +85,9 @@ def tensor_gradients(fields: dict[str, Any]) -> tuple[Tensor, ...]:
 def gradients(fields: dict[str, Any], kernel: str = "simdgroup") -> tuple[Tensor, ...]:
     problem, inputs = make_inputs(**fields)
     o, lse = attention_reference(problem, inputs)
-    wanted = tuple(
-        name
-        for name in ("q", "k", "v", "bias", "alibi_slopes", "sinks")
-        if getattr(inputs, name) is not None
-    )
-    generator = torch.Generator().manual_seed(1)
-    grad_o = torch.randn(o.shape, generator=generator, dtype=o.dtype)
-    made = backward(problem, inputs, o, lse, grad_o, None, wanted, kernel)
-    return tuple(getattr(made, name) for name in wanted)
+    rows = QueryRows(o, lse, *make_output_gradients(o, lse, through_lse=False))
+    made = metal.backward(problem, inputs, rows, differentiable(inputs), kernel)
+    return tuple(x for x in made if x is not None)
 
 
 VARLEN = {"lengths_q": (5, 0, 33), "lengths_k": (40, 7, 64), "window_right": 0}

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 import metalsim
-from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.engines.metal import Runtime, metal_runtime
 
 from .launches import LAUNCHES, SHAPE
+from .simulated import gpu_of
 
 NEWEST = "4.1"
 
@@ -38,7 +39,7 @@ def rendered_sources() -> dict[str, str]:
             sources.setdefault(source, name)
             return _Idle()
 
-        runtime = Runtime(compile_shader, "cpu", Gpu.named(launch.gpu))
+        runtime = Runtime(compile_shader, "cpu", gpu_of(launch.gpu))
         for dtype in (torch.float32, torch.bfloat16):
             with metal_runtime(runtime):
                 launch.call({**SHAPE, "dtype": dtype, **launch.fields})

@@ -20,13 +20,18 @@ from flashmetal.problem import AttentionInputs, AttentionProblem
 TILE_GPUS = ("M1", "M3")  # one chip of each tile table
 
 
+def gpu_of(name: str) -> Gpu:
+    """A chip of one core, which no problem leaves idle: tiles are as tiles.txt has them."""
+    return Gpu.named(name, cores=1)
+
+
 @cache
 def runtime(gpu: str = "M1", layout: str | None = None) -> Runtime:
     """One simulated runtime a chip, so that variants are loaded once a process.
 
     ``layout`` is that of cooperative tensors, as metalsim names it.
     """
-    return Runtime(partial(checked, layout=layout), "cpu", Gpu.named(gpu))
+    return Runtime(partial(checked, layout=layout), "cpu", gpu_of(gpu))
 
 
 def checked(source: str, layout: str | None = None) -> metalsim.ShaderLibrary:
@@ -46,7 +51,7 @@ def simulated_forward(
     o = inputs.q.new_full((*inputs.q.shape[:-1], problem.head_dim_v), math.nan)
     chosen = runtime(gpu)
     if compile_shader is not None:
-        chosen = Runtime(compile_shader, "cpu", Gpu.named(gpu))
+        chosen = Runtime(compile_shader, "cpu", gpu_of(gpu))
     with metal_runtime(chosen):
         return metal.forward(problem, inputs, o, kernel=kernel)
 
@@ -68,7 +73,7 @@ def counted(gpu: str = "M1") -> Generator[Counter[str]]:
     def compile_shader(source: str) -> Counted:
         return Counted(metalsim.compile_shader(source, check=()))
 
-    with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named(gpu))):
+    with metal_runtime(Runtime(compile_shader, "cpu", gpu_of(gpu))):
         yield total
     for kernel in launched:
         total.update(kernel.counters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from flashmetal.engines import append as portable
 from flashmetal.engines.metal import metal_runtime
 from flashmetal.engines.metal.append import append
 
+from ..features import in_turn
 from .appends import make_append
 from .simulated import bits, runtime
 
@@ -46,7 +46,8 @@ def written(inputs: AppendInputs, q: Tensor | None) -> list[Tensor]:
     return [x for x in results if x is not None]
 
 
-def check(case: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("case", "dtype"), in_turn(CASES, DTYPES))
+def test_bits_of_the_definition(case: str, dtype: torch.dtype) -> None:
     problem, expected = make_append(dtype, **CASES[case])
     found = copied(expected)
     q = portable.append(problem, expected)
@@ -54,18 +55,6 @@ def check(case: str, dtype: torch.dtype) -> None:
         q_found = append(problem, found)
     for x, y in zip(written(found, q_found), written(expected, q), strict=True):
         assert all(map(torch.equal, bits(x), bits(y)))
-
-
-@pytest.mark.parametrize(("case", "dtype"), list(zip(CASES, cycle(DTYPES), strict=False)), ids=str)
-def test_bits_of_the_definition(case: str, dtype: torch.dtype) -> None:
-    check(case, dtype)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_bits_of_the_definition_in_every_dtype(case: str, dtype: torch.dtype) -> None:
-    check(case, dtype)
 
 
 def test_zeros_have_scale_zero() -> None:

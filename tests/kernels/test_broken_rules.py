@@ -149,7 +149,7 @@ def test_broken_rule_turns_the_suite_red(mutation: Mutation) -> None:
             o, lse = simulated_forward(problem, inputs, compile_shader=compile_broken)
     except metalsim.CheckError:
         return  # red without a comparison
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="is wrong at"):
         assert_matches_reference(o, lse, problem, inputs)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flashmetal.engines import metal
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import make_inputs
 from flashmetal.tiles import tile_of
 
@@ -72,7 +73,7 @@ def test_backward_makes_seven_products_of_the_visible_tiles(gpu: str, band: dict
     problem, inputs = make_inputs(**SHAPE, **band, dtype=torch.float16)
     o, lse = simulated_forward(problem, inputs, gpu=gpu)
     with counted(gpu) as counters:
-        metal.backward(problem, inputs, o, lse, o, None, ("q", "k", "v"))
+        metal.backward(problem, inputs, QueryRows(o, lse, o), ("q", "k", "v"))
     least = 0
     for kernel, products in (("grad q", 3), ("grad kv", 4)):
         tile = tile_of(kernel, 7 if gpu == "M1" else 9, 2, 64, 64)

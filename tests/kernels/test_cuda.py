@@ -14,6 +14,7 @@ import metalsim
 from flashmetal.engines import append as portable
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import (
     assert_gradients_match_reference,
     assert_matches_reference,
@@ -57,7 +58,7 @@ def check_backward(call: dict[str, Any], gpu: str = "M1") -> None:
         o, lse = metal.forward(problem, inputs)
         gradients = make_output_gradients(o, lse)
         wanted = differentiable(inputs)
-        found = metal.backward(problem, inputs, o, lse, *gradients, wanted)
+        found = metal.backward(problem, inputs, QueryRows(o, lse, *gradients), wanted)
     assert_gradients_match_reference(found, problem, inputs, *gradients)
 
 

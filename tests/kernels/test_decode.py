@@ -16,7 +16,7 @@ from flashmetal.plan import plan
 from flashmetal.testing import assert_matches_reference, make_inputs
 from flashmetal.tiles import splits_of
 
-from ..features import CACHES, FEATURES, SHAPE
+from ..features import CACHES, FEATURES, SHAPE, in_turn
 from .simulated import TILE_GPUS, bits, counted_forward, runtime, simulated_forward
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -41,9 +41,7 @@ def test_decode(feature: str, dtype: torch.dtype, splits: int) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["simdgroup", "scalar"])
-@pytest.mark.parametrize(
-    ("feature", "dtype"), list(zip(CACHES, cycle(DTYPES), strict=False)), ids=str
-)
+@pytest.mark.parametrize(("feature", "dtype"), in_turn(CACHES, DTYPES))
 def test_caches_in_the_other_kernels(feature: str, dtype: torch.dtype, kernel: str) -> None:
     check({**SHAPE, **CACHES[feature], "dtype": dtype}, kernel)
 

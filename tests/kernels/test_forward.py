@@ -11,32 +11,16 @@ from hypothesis import strategies as st
 
 from flashmetal.testing import assert_matches_reference, make_inputs
 
-from ..features import FEATURES
+from ..features import FEATURES, in_turn
 from .simulated import TILE_GPUS, bits, simulated_forward
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPE = {"seqlen_q": 37, "seqlen_k": 70, "heads_q": 4, "heads_k": 2, "head_dim": 64}
 
 
-# Both kernels in one dtype a feature, another for each kernel; all dtypes in the long matrix.
-FEATURE_AND_DTYPE = [
-    (feature, DTYPES[(number + shift) % 3], kernel)
-    for shift, kernel in enumerate(("simdgroup", "scalar"))
-    for number, feature in enumerate(FEATURES)
-]
-
-
-@pytest.mark.parametrize(("feature", "dtype", "kernel"), FEATURE_AND_DTYPE, ids=str)
-def test_feature(feature: str, dtype: torch.dtype, kernel: str) -> None:
-    problem, inputs = make_inputs(**{**SHAPE, **FEATURES[feature]}, dtype=dtype)
-    assert_matches_reference(*simulated_forward(problem, inputs, kernel=kernel), problem, inputs)
-
-
-@pytest.mark.long
 @pytest.mark.parametrize("kernel", ["simdgroup", "scalar"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("feature", FEATURES)
-def test_feature_in_every_dtype(feature: str, dtype: torch.dtype, kernel: str) -> None:
+@pytest.mark.parametrize(("feature", "dtype"), in_turn(FEATURES, DTYPES))
+def test_feature(feature: str, dtype: torch.dtype, kernel: str) -> None:
     problem, inputs = make_inputs(**{**SHAPE, **FEATURES[feature]}, dtype=dtype)
     assert_matches_reference(*simulated_forward(problem, inputs, kernel=kernel), problem, inputs)
 

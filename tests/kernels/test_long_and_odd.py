@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
@@ -12,6 +14,11 @@ import torch
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, launch, metal_runtime
+from flashmetal.engines.metal.decode import _launches as decode_launches
+from flashmetal.engines.metal.forward import _launch as forward_launch
+from flashmetal.engines.metal.launch import Addresses
+from flashmetal.engines.metal.params import Geometry
+from flashmetal.gradients import QueryRows
 from flashmetal.testing import (
     assert_matches_reference,
     differentiable,
@@ -22,9 +29,11 @@ from flashmetal.testing import (
 from .simulated import bits, simulated_forward
 
 CUT: dict[str, tuple[dict[str, Any], str, str]] = {
-    "causal": ({"window_right": 0}, "simdgroup", "M1"),
+    "causal": ({"window_right": 0, "batch": 2, "heads_q": 2}, "simdgroup", "M1"),
     "packed": ({"lengths_q": (100, 3), "lengths_k": (100, 60)}, "simdgroup", "M3"),
     "tensor": ({"window_left": 40, "window_right": 3, "bias": True}, "tensor", "M5"),
+    "decode": ({"batch": 2, "heads_q": 20, "heads_k": 2, "seqlen_q": 2}, "decode", "M1"),
+    "scalar": ({"batch": 2, "heads_q": 2}, "scalar", "M1"),
 }
 
 
@@ -42,10 +51,11 @@ def test_a_cut_launch_gives_the_bits_of_a_whole_one(call: str) -> None:
             patch.object(launch, "WORK_PER_CORE", most),
             metal_runtime(Runtime(noting(ran), "cpu", Gpu.named(gpu))),
         ):
-            o, lse = metal.forward(problem, inputs, kernel=kernel)
-            grad_o, grad_lse = make_output_gradients(o, lse)
-            saved = problem, inputs, o, lse, grad_o, grad_lse
-            gradients = metal.backward(*saved, differentiable(inputs), kernel)
+            o, lse = metal.forward(problem._replace(num_splits=2), inputs, kernel=kernel)
+            rows = QueryRows(o, lse, *make_output_gradients(o, lse))
+            gradients: Sequence[torch.Tensor | None] = ()
+            if kernel in ("simdgroup", "tensor"):
+                gradients = metal.backward(problem, inputs, rows, differentiable(inputs), kernel)
         results.append([x for x in (o, lse, *gradients) if x is not None])
         launches.append(len([name for name in ran if name != "cooperative_probe"]))
     assert launches[1] > 2 * launches[0]
@@ -69,6 +79,43 @@ def noting(ran: list[str]) -> Any:
             return run
 
     return Noting
+
+
+def test_every_threadgroup_is_in_one_part_of_a_cut_launch() -> None:
+    for groups in ((7, 3, 2), (1, 5, 4), (64, 1, 1)):
+        for most in (1, 2, 5, 6, 12, 41, 64, 1000):
+            parts = list(launch._parts(groups, most))
+            assert all(math.prod(count) <= most for _, count in parts)
+            places = [
+                tuple(f + i for f, i in zip(first, inside, strict=True))
+                for first, count in parts
+                for inside in product(*map(range, count))
+            ]
+            assert sorted(places) == sorted(product(*map(range, groups)))
+            assert len(parts) == 1 or most < math.prod(groups)
+
+
+@pytest.mark.parametrize("kernel", ["simdgroup", "scalar", "decode"])
+def test_no_launch_of_a_long_call_goes_beyond_the_bound(kernel: str) -> None:
+    """Many heads over one long cache: a block of rows in all of them alone would be too much."""
+    rows, sizes = 8 if kernel == "decode" else 1024, {"head_dim": 128, "dtype": torch.float16}
+    problem = make_inputs(**sizes)[0]._replace(
+        batch=64, seqlen_q=rows, seqlen_k=131_072, heads_q=128, heads_k=8
+    )
+    strides = (1, 1, 1, 1)
+    geometry, addresses = Geometry(strides, strides, strides, None, rows), Addresses(0, 0, 0)
+    runtime = Runtime(lambda source: MagicMock(), "cpu", Gpu.named("M1"))
+    if kernel == "decode":
+        (made,), splits = decode_launches(problem, geometry, addresses, runtime, print, ())
+        assert splits == 1
+    else:
+        made = forward_launch(problem, geometry, addresses, kernel, runtime, ())
+    owned = {"simdgroup": 32, "scalar": 64, "decode": 8}[kernel]
+    for _, threads in made.parts:
+        groups = math.prod(threads) // made.group_size[0]
+        assert 2 * groups * owned * 131_072 * 128 <= 8 * launch.WORK_PER_CORE
+    everything = sum(math.prod(threads) for _, threads in made.parts) // made.group_size[0]
+    assert everything * owned == 64 * 128 * rows
 
 
 def test_4096_sequences_of_no_to_seven_rows() -> None:

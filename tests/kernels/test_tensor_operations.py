@@ -12,6 +12,7 @@ import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.cooperative import layout_of
+from flashmetal.gradients import QueryRows
 from flashmetal.plan import plan
 from flashmetal.testing import (
     assert_gradients_match_reference,
@@ -21,7 +22,7 @@ from flashmetal.testing import (
     make_output_gradients,
 )
 
-from ..features import CACHES, DROPOUT, FEATURES, SHAPE, TRAINING
+from ..features import CACHES, DROPOUT, FEATURES, SHAPE, TRAINING, in_turn
 from .simulated import bits, runtime
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -42,39 +43,22 @@ def check_gradients(call: dict[str, Any], layout: str = "apple10") -> None:
     problem, inputs = make_inputs(**call)
     with metal_runtime(runtime("M5", layout)):
         o, lse = metal.forward(problem, inputs, kernel="tensor")
-        grad_o, grad_lse = make_output_gradients(o, lse, through_lse=True)
-        wanted = differentiable(inputs)
-        call_of = problem, inputs, o, lse, grad_o, grad_lse, wanted
-        found = metal.backward(*call_of, kernel="tensor")
-    assert_gradients_match_reference(found, problem, inputs, grad_o, grad_lse)
+        grads = make_output_gradients(o, lse)
+        rows, wanted = QueryRows(o, lse, *grads), differentiable(inputs)
+        found = metal.backward(problem, inputs, rows, wanted, kernel="tensor")
+    assert_gradients_match_reference(found, problem, inputs, *grads)
 
 
-@pytest.mark.parametrize(
-    ("feature", "dtype"), list(zip(list(CALLS)[::2], cycle(DTYPES), strict=False)), ids=str
-)
+@pytest.mark.parametrize(("feature", "dtype"), in_turn(CALLS, DTYPES, list(CALLS)[::2]))
 def test_feature(feature: str, dtype: torch.dtype) -> None:
     check({**SHAPE, **CALLS[feature], "dtype": dtype})
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("feature", CALLS)
-def test_feature_in_every_dtype(feature: str, dtype: torch.dtype) -> None:
-    check({**SHAPE, **CALLS[feature], "dtype": dtype})
+TRAINED = [*list(TRAINING)[::4], "everything, packed"]
 
 
-GRADIENTS = list(zip([*list(TRAINING)[::4], "everything, packed"], cycle(DTYPES), strict=False))
-
-
-@pytest.mark.parametrize(("feature", "dtype"), GRADIENTS, ids=str)
+@pytest.mark.parametrize(("feature", "dtype"), in_turn(TRAINING, DTYPES, TRAINED))
 def test_gradients_of_a_feature(feature: str, dtype: torch.dtype) -> None:
-    check_gradients({**SHAPE, **TRAINING[feature], "dtype": dtype})
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("feature", TRAINING)
-def test_gradients_of_a_feature_in_every_dtype(feature: str, dtype: torch.dtype) -> None:
     check_gradients({**SHAPE, **TRAINING[feature], "dtype": dtype})
 
 

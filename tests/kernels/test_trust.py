@@ -25,6 +25,7 @@ from flashmetal.problem import AttentionInputs, AttentionProblem
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from ..features import CACHES, DROPOUT, FEATURES, SHAPE
+from .simulated import gpu_of
 
 Fault = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 
@@ -214,7 +215,7 @@ def test_the_small_problem_has_the_variant_of_the_call(call: str, kernel: str) -
 def rendered(problem: AttentionProblem, inputs: AttentionInputs, kernel: str) -> list[str]:
     """What a call of one part would compile."""
     sources: list[str] = []
-    runtime = Runtime(lambda source: None, "cpu", Gpu.named("M1"))
+    runtime = Runtime(lambda source: None, "cpu", gpu_of("M1"))
 
     def note(variant: Variant) -> Callable[..., None]:
         sources.append(render(variant))

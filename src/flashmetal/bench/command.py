@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .measure import Row, measure
+from .measure import Options, Row, measure
 from .memory import peak_bytes
 from .workloads import Workload, workloads
 
@@ -21,7 +21,7 @@ Peaks = dict[str, dict[int, int]]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure and show; 2 for options that mean nothing."""
+    """Measure and show: 1 if flashmetal is wrong, 2 for options that mean nothing."""
     try:
         chosen = workloads(options.workloads) if options.workloads or options.list else []
         _check(options)
@@ -36,37 +36,43 @@ def run(options: argparse.Namespace) -> int:
         chosen = [workload.at(options.seqlen) for workload in chosen]
     if options.dtype:
         chosen = [workload._replace(dtype=options.dtype) for workload in chosen]
-    rows: list[Row] = []
-    peaks: Peaks = {}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress, torch.inference_mode():
-        for workload in progress.track(chosen, description="speed"):
-            try:
-                rows += measure(
-                    workload, options.device, options.against, options.max_gb, options.repeats
-                )
-            except (NotImplementedError, ValueError) as error:
-                rows.append(Row(workload.name, "flashmetal", None, str(error)))
-        points = [(name, s) for name in ("flashmetal", *options.against) for s in options.memory]
-        for name, seqlen in progress.track(points, description="memory"):
-            found = peak_bytes(chosen[0].at(seqlen), name, options.max_gb)
-            if found is not None:
-                peaks.setdefault(name, {})[seqlen] = found
-    _print(rows, peaks)
+    rows, peaks = _measured(chosen, options)
+    what = "forward + backward" if options.training else "forward"
+    _print(what, rows, peaks)
     if options.csv:
         _write_csv(options.csv, rows, peaks)
     if options.plot:
         from .plot import plot
 
-        plot(options.plot, rows, peaks)
-    return 0
+        plot(options.plot, what, rows, peaks)
+    ours = [row for row in rows if row.contestant == "flashmetal"]
+    return int(any(row.error is not None and row.median_ms is None for row in ours))
+
+
+def _measured(chosen: list[Workload], options: argparse.Namespace) -> tuple[list[Row], Peaks]:
+    asked = Options(
+        options.device, tuple(options.against), options.max_gb, options.repeats, options.training
+    )
+    rows: list[Row] = []
+    peaks: Peaks = {}
+    recorded = torch.inference_mode(not options.training)
+    with Progress(console=Console(stderr=True), transient=True) as progress, recorded:
+        for workload in progress.track(chosen, description="speed"):
+            try:
+                rows += measure(workload, asked)
+            except (NotImplementedError, ValueError) as error:
+                rows.append(Row(workload.name, "flashmetal", None, None, str(error)))
+        points = [(name, s) for name in ("flashmetal", *options.against) for s in options.memory]
+        for name, seqlen in progress.track(points, description="memory"):
+            found = peak_bytes(chosen[0].at(seqlen), name, asked)
+            if found is not None:
+                peaks.setdefault(name, {})[seqlen] = found
+    return rows, peaks
 
 
 def _check(options: argparse.Namespace) -> None:
     if options.plot and find_spec("matplotlib") is None:
         raise ValueError("flashmetal bench: --plot needs pip install 'flashmetal[bench]'")
-    if options.memory and options.device != "cpu":
-        raise ValueError(f"flashmetal bench: --memory needs --device cpu, got {options.device!r}")
     for path in (options.csv, options.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"flashmetal bench: no folder for {path}")
@@ -89,13 +95,15 @@ def _by_shape(options: argparse.Namespace) -> Workload:
     )
 
 
-def _print(rows: list[Row], peaks: Peaks) -> None:
-    table = Table("workload", "contestant", title="forward, median", title_justify="left")
+def _print(what: str, rows: list[Row], peaks: Peaks) -> None:
+    table = Table("workload", "contestant", title=f"{what}, median", title_justify="left")
     table.add_column("ms", justify="right")
+    table.add_column("error", justify="right")
     table.add_column("")
     for row in rows:
         time = "" if row.median_ms is None else f"{row.median_ms:.2f}"
-        table.add_row(row.workload, row.contestant, time, row.note)
+        error = "" if row.error is None else f"{row.error:.1e}"
+        table.add_row(row.workload, row.contestant, time, error, row.note)
     console = Console()
     console.print(table)
     if peaks:
@@ -112,8 +120,8 @@ def _print(rows: list[Row], peaks: Peaks) -> None:
 def _write_csv(path: Path, rows: list[Row], peaks: Peaks) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("workload", "contestant", "median_ms", "note", "seqlen", "peak_bytes"))
+        writer.writerow((*Row._fields, "seqlen", "peak_bytes"))
         writer.writerows((*row, "", "") for row in rows)
         name = rows[0].workload
         for contestant, points in peaks.items():
-            writer.writerows((name, contestant, "", "", *point) for point in points.items())
+            writer.writerows((name, contestant, "", "", "", *point) for point in points.items())

@@ -61,14 +61,15 @@ class Padded(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    lengths: list[int] | None
+    lengths: tuple[list[int], list[int]] | None  # of q and of k
 
-    def pack(self, o: Tensor) -> Tensor:
-        """(B, Hq, S, D) back to (B, S, Hq, D), or packed (total, Hq, D)."""
-        o = o.transpose(1, 2)
+    def pack(self, x: Tensor, keys: bool = False) -> Tensor:
+        """(B, H, S, D) back to (B, S, H, D), or packed (total, H, D)."""
+        x = x.transpose(1, 2)
         if self.lengths is None:
-            return o
-        return torch.cat([entry[:length] for entry, length in zip(o, self.lengths, strict=True)])
+            return x
+        lengths = self.lengths[keys]
+        return torch.cat([entry[:length] for entry, length in zip(x, lengths, strict=True)])
 
 
 def as_padded(problem: AttentionProblem, inputs: AttentionInputs) -> Padded:
@@ -76,8 +77,9 @@ def as_padded(problem: AttentionProblem, inputs: AttentionInputs) -> Padded:
     if starts_q is None or starts_k is None:
         q, k, v = (x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
         return Padded(q, k, v, None)
-    k, v = (_pad(x, _lengths(starts_k)) for x in (inputs.k, inputs.v))
-    return Padded(_pad(inputs.q, _lengths(starts_q)), k, v, _lengths(starts_q))
+    lengths_q, lengths_k = _lengths(starts_q), _lengths(starts_k)
+    k, v = (_pad(x, lengths_k) for x in (inputs.k, inputs.v))
+    return Padded(_pad(inputs.q, lengths_q), k, v, (lengths_q, lengths_k))
 
 
 def _lengths(starts: Tensor) -> list[int]:

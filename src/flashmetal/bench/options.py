@@ -13,6 +13,7 @@ def add_command(commands: Any, device: str) -> None:
     bench = commands.add_parser("bench", help="time attention beside eager, SDPA, flex_attention")
     bench.add_argument("workloads", nargs="*", metavar="NAME", help="words in a workload's name")
     bench.add_argument("--list", action="store_true", help="the names of the workloads, no more")
+    bench.add_argument("--training", action="store_true", help="forward and backward")
     bench.add_argument("--against", nargs="*", choices=RIVALS, default=list(RIVALS))
     bench.add_argument("--device", default=device, help="default: %(default)s")
     bench.add_argument("--seqlen", type=int, help="instead of the workload's")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from .measure import Row
 
 
-def plot(path: Path, rows: list[Row], peaks: dict[str, dict[int, int]]) -> None:
+def plot(path: Path, what: str, rows: list[Row], peaks: dict[str, dict[int, int]]) -> None:
     """Milliseconds by workload and contestant; beside them memory by length where measured."""
     names = list(dict.fromkeys(row.workload for row in rows))
     contestants = list(dict.fromkeys(row.contestant for row in rows))
@@ -23,7 +23,7 @@ def plot(path: Path, rows: list[Row], peaks: dict[str, dict[int, int]]) -> None:
     grid[0].set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
     grid[0].invert_yaxis()
     grid[0].set_xscale("log")
-    grid[0].set_xlabel("median ms, forward (log)")
+    grid[0].set_xlabel(f"median ms, {what} (log)")
     grid[0].legend()
     for contestant, points in peaks.items():
         megabytes = [peak / 1e6 for peak in points.values()]

@@ -16,7 +16,7 @@ class Workload(NamedTuple):
     """One forward call; sizes and windows as in :class:`..problem.AttentionProblem`.
 
     ``lengths_q`` and ``lengths_k`` are of packed sequences; ``lengths_k`` is as ``lengths_q`` by
-    default. Caches of decodes are contiguous.
+    default. Caches of decodes are contiguous. ``bias`` is one for all entries of the batch.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Workload(NamedTuple):
     softcap: float = 0.0
     sinks: bool = False
     alibi: bool = False
+    bias: bool = False
     scale: float | None = None
     lengths_q: list[int] | None = None
     lengths_k: list[int] | None = None
@@ -42,7 +43,28 @@ class Workload(NamedTuple):
         options = self._asdict()
         del options["name"]
         options["dtype"] = getattr(torch, self.dtype)
+        options["bias"] = (True, False, False) if self.bias else False
         return make_inputs(**options, device=device)
+
+    def shape(self) -> str:
+        """The sizes in short, such as B1 H32/8 S512x4096 D128 bfloat16."""
+        heads = f"{self.heads_q}" + (f"/{self.heads_k}" if self.heads_k != self.heads_q else "")
+        rows = f"S{self.seqlen_q}" + (f"x{self.seqlen_k}" if self.seqlen_k != self.seqlen_q else "")
+        if self.lengths_q:
+            rows = f"{min(self.lengths_q)}..{max(self.lengths_q)}"
+        batch = len(self.lengths_q or []) or self.batch
+        return f"B{batch} H{heads} {rows} D{self.head_dim} {self.dtype}"
+
+    def cut(self, rows: int) -> Workload:
+        """Of the first few sequences no more than ``rows`` queries and keys."""
+        few = [x and [min(n, rows) for n in x[:4]] for x in (self.lengths_q, self.lengths_k)]
+        return self._replace(
+            batch=min(self.batch, 2),
+            seqlen_q=min(self.seqlen_q, rows),
+            seqlen_k=min(self.seqlen_k, rows),
+            lengths_q=few[0],
+            lengths_k=few[1],
+        )
 
     def at(self, seqlen: int) -> Workload:
         """With as many queries, or keys of a decode, in sequences of one length."""

@@ -5,18 +5,7 @@ values from rank to rank while it computes; Ulysses exchanges rows for heads and
 each rank its rows of what one machine would compute.
 """
 
-from .api import (
-    ring_attn_func,
-    ring_attn_varlen_func,
-    ulysses_attn_func,
-    ulysses_attn_varlen_func,
-)
+from .api import flash_attn_func, flash_attn_varlen_func
 from .sharding import local_rows
 
-__all__ = [
-    "local_rows",
-    "ring_attn_func",
-    "ring_attn_varlen_func",
-    "ulysses_attn_func",
-    "ulysses_attn_varlen_func",
-]
+__all__ = ["flash_attn_func", "flash_attn_varlen_func", "local_rows"]

@@ -11,6 +11,7 @@ as its process is gone, or after the group's timeout.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -22,163 +23,124 @@ from ..problem import AttentionInputs, AttentionProblem, Request, make_request
 from .groups import Group, Ranks
 from .ring import Ring, RingAttention
 from .sharding import Sharding, check_sharding, lengths_of
-from .ulysses import Ulysses, ulysses_attention
+from .ulysses import ulysses_attention
+
+METHODS = ("ring", "ulysses")
+_ring = cast("Callable[..., tuple[Tensor, Tensor]]", RingAttention.apply)
 
 
-def ring_attn_func(
+def flash_attn_func(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    *,
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
     softcap: float = 0.0,
-    *,
+    alibi_slopes: Tensor | None = None,
     s_aux: Tensor | None = None,
     group: Group = None,
+    method: str = "ring",
     sharding: str = "zigzag",
     seqlen_q: int | None = None,
     seqlen_k: int | None = None,
     return_lse: bool = False,
     impl: str = "auto",
 ) -> Any:
-    """Attention of equally long sequences, keys and values passing round the ranks.
+    """Attention of equally long sequences whose rows are spread over the ranks.
 
     Args:
         q: (B, this rank's rows of S_q, Hq, D), float32, float16 or bfloat16; k and v alike.
         group: a process group, a one-dimensional DeviceMesh, or None for the default group.
+        method: "ring", keys and values passing from rank to rank during the computation; or
+            "ulysses", rows exchanged for heads and back (DeepSpeed-Ulysses, Jacobs et al., 2023).
         sharding: which rows the ranks hold: "zigzag" or "contiguous".
         seqlen_q: S_q of the whole sequences; by default this rank's rows times the ranks. So
             seqlen_k.
 
-    ``softmax_scale``, ``causal``, ``window_size``, ``softcap``, ``s_aux``, ``return_lse`` and
-    ``impl`` are those of :func:`flashmetal.flash_attn_func`, and so are results and errors.
+    The other arguments are those of :func:`flashmetal.flash_attn_func`, and so are results and
+    errors. The ring takes no ``alibi_slopes`` and no float64. For Ulysses Hq must be a multiple of
+    the ranks; key heads are repeated where the ranks need more of them.
 
-    Memory a rank holds beside its own rows: two shards of k and v, and as many of their float32
-    gradients. The same call on as many ranks gives the same bits.
+    Memory beside a rank's own rows: in the ring two shards of k and v, and two of their float32
+    gradients; in Ulysses its heads of q, k, v, the output and their gradients, as large as its rows
+    of them. The same call on as many ranks gives the same bits.
     """
-    function = "ring_attn_func"
+    function = "distributed.flash_attn_func"
     options = softmax_scale, causal, window_size, softcap, impl, None
     request = make_request(function, 0.0, *options)
-    inputs, ranks = AttentionInputs(q, k, v, sinks=s_aux), Ranks(function, group)
+    inputs, ranks = AttentionInputs(q, k, v, None, alibi_slopes, s_aux), Ranks(function, group)
+    _check_method(method, inputs, request, ranks)
     spread = _dense_sharding(request, inputs, ranks, sharding, (seqlen_q, seqlen_k))
-    return _ring(inputs, Ring(ranks, spread, request, packed=False), return_lse)
+    return _attention(method, inputs, Ring(ranks, spread, request, packed=False), return_lse)
 
 
-def ring_attn_varlen_func(
+def flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
+    *,
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: tuple[int, int] = (-1, -1),
     softcap: float = 0.0,
-    *,
+    alibi_slopes: Tensor | None = None,
     s_aux: Tensor | None = None,
     group: Group = None,
+    method: str = "ring",
     sharding: str = "zigzag",
     return_lse: bool = False,
     impl: str = "auto",
 ) -> Any:
-    """:func:`ring_attn_func` of packed sequences, each of which is spread over all ranks.
+    """:func:`flash_attn_func` of packed sequences, each of which is spread over all ranks.
 
     Args:
         q: (this rank's rows of total_q, Hq, D); k and v alike.
         cu_seqlens_q: (B + 1,) int32, offsets in the whole packed batch; so cu_seqlens_k. Their
             values are read, which waits for their device: keep them on the CPU.
     """
-    function = "ring_attn_varlen_func"
-    options = softmax_scale, causal, window_size, softcap, impl, None
-    request = make_request(function, 0.0, *options)
-    ranks, offsets = Ranks(function, group), (cu_seqlens_q, cu_seqlens_k)
-    inputs = AttentionInputs(q, k, v, None, None, s_aux, *offsets)
-    inputs, request, spread = _packed(request, inputs, ranks, sharding)
-    return _ring(inputs, Ring(ranks, spread, request, packed=True), return_lse)
-
-
-def ulysses_attn_func(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    *,
-    alibi_slopes: Tensor | None = None,
-    s_aux: Tensor | None = None,
-    group: Group = None,
-    sharding: str = "zigzag",
-    seqlen_q: int | None = None,
-    seqlen_k: int | None = None,
-    return_lse: bool = False,
-    impl: str = "auto",
-) -> Any:
-    """Attention of equally long sequences, each rank attending with some of the heads.
-
-    Rows are exchanged for heads, the call runs on whole sequences, and heads are exchanged for rows
-    (DeepSpeed-Ulysses, Jacobs et al., 2023). Hq must be a multiple of the ranks; key heads are
-    repeated where the ranks need more of them. ``alibi_slopes`` are those of
-    :func:`flashmetal.flash_attn_func`; all else is as in :func:`ring_attn_func`.
-    """
-    function = "ulysses_attn_func"
-    options = softmax_scale, causal, window_size, softcap, impl, None
-    request = make_request(function, 0.0, *options)
-    inputs = AttentionInputs(q, k, v, alibi_slopes=alibi_slopes, sinks=s_aux)
-    ranks = Ranks(function, group)
-    spread = _dense_sharding(request, inputs, ranks, sharding, (seqlen_q, seqlen_k))
-    return _ulysses(inputs, Ulysses(ranks, spread, request), return_lse)
-
-
-def ulysses_attn_varlen_func(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    *,
-    alibi_slopes: Tensor | None = None,
-    s_aux: Tensor | None = None,
-    group: Group = None,
-    sharding: str = "zigzag",
-    return_lse: bool = False,
-    impl: str = "auto",
-) -> Any:
-    """:func:`ulysses_attn_func` of packed sequences, given as for :func:`ring_attn_varlen_func`."""
-    function = "ulysses_attn_varlen_func"
+    function = "distributed.flash_attn_varlen_func"
     options = softmax_scale, causal, window_size, softcap, impl, None
     request = make_request(function, 0.0, *options)
     ranks, offsets = Ranks(function, group), (cu_seqlens_q, cu_seqlens_k)
     inputs = AttentionInputs(q, k, v, None, alibi_slopes, s_aux, *offsets)
     inputs, request, spread = _packed(request, inputs, ranks, sharding)
-    return _ulysses(inputs, Ulysses(ranks, spread, request), return_lse)
+    _check_method(method, inputs, request, ranks)
+    return _attention(method, inputs, Ring(ranks, spread, request, packed=True), return_lse)
 
 
-def _ring(inputs: AttentionInputs, ring: Ring, return_lse: bool) -> Any:
-    if inputs.q.dtype == torch.float64:
-        raise TypeError(
-            f"{ring.request.function}: q must be float32, float16 or bfloat16, got float64: shards "
-            "are merged by a float32 log-sum-exp; use ulysses_attn_func"
-        )
-    results = cast("tuple[Tensor, Tensor]", RingAttention.apply(*inputs[:3], inputs.sinks, ring))
+def _attention(method: str, inputs: AttentionInputs, ring: Ring, return_lse: bool) -> Any:
+    if method == "ulysses":
+        results = ulysses_attention(inputs, ring.ranks, ring.sharding, ring.request)
+    else:
+        results = _ring(*inputs[:3], inputs.sinks, ring)
     return results if return_lse else results[0]
 
 
-def _ulysses(inputs: AttentionInputs, ulysses: Ulysses, return_lse: bool) -> Any:
-    heads, ranks = inputs.q.shape[-2], ulysses.ranks.size
-    if heads % ranks:
+def _check_method(method: str, inputs: AttentionInputs, request: Request, ranks: Ranks) -> None:
+    """Raise what one method refuses and the other takes, for a call that is right otherwise."""
+    function = request.function
+    if method not in METHODS:
+        raise ValueError(f"{function}: method must be one of {METHODS}, got {method!r}")
+    problem = AttentionProblem.of(inputs, request)
+    if method == "ulysses" and problem.heads_q % ranks.size:
         raise ValueError(
-            f"{ulysses.request.function}: the {heads} query heads must be a multiple of the "
-            f"{ranks} ranks; use ring_attn_func, which spreads no heads"
+            f"{function}: the {problem.heads_q} query heads must be a multiple of the {ranks.size} "
+            'ranks; pass method="ring", which spreads no heads'
         )
-    results = ulysses_attention(inputs, ulysses)
-    return results if return_lse else results[0]
+    if method == "ring" and problem.dtype == torch.float64:
+        raise TypeError(
+            f"{function}: q must be float32, float16 or bfloat16, got float64: the ring merges "
+            'shards by a float32 log-sum-exp; pass method="ulysses"'
+        )
+    if method == "ring" and problem.alibi is not None:
+        raise NotImplementedError(
+            f"{function}: the ring takes no alibi_slopes, whose distances span shards; pass "
+            'method="ulysses"'
+        )
 
 
 def _dense_sharding(
@@ -191,7 +153,6 @@ def _dense_sharding(
     """Who holds what of a dense batch, after all checks of a call that one rank can make."""
     function = request.function
     check_sharding(function, kind)
-    problem = AttentionProblem.of(inputs, request)
     lengths: list[int] = []
     for name, x, seqlen in zip("qk", (inputs.q, inputs.k), seqlens, strict=False):
         whole = x.shape[1] * ranks.size if seqlen is None else seqlen
@@ -203,7 +164,7 @@ def _dense_sharding(
                 f"rows by local_rows"
             )
         lengths.append(whole)
-    _check_whole(problem, request, (lengths[0], lengths[1]))
+    _check_whole(AttentionProblem.of(inputs, request), request, (lengths[0], lengths[1]))
     return Sharding((lengths[0],), (lengths[1],), ranks.size, kind)
 
 

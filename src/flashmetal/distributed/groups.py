@@ -7,9 +7,8 @@ as gloo with Apple GPUs, they go through the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from math import prod
 from typing import TypeAlias
 
 import torch
@@ -36,20 +35,17 @@ class Ranks:
         """Start sending contiguous tensors ``by`` ranks on, and receiving as many into ``like``."""
         return Shift(self._function, self._group, tensors, like, (self.rank, self.size, by))
 
-    def all_to_all(
-        self, parts: Sequence[Tensor], shapes: list[tuple[int, ...]]
-    ) -> tuple[Tensor, ...]:
-        """``parts[i]`` goes to rank i, and from rank i comes a tensor of ``shapes[i]``."""
-        device = parts[0].device
-        sent = _on_carrier(torch.cat([x.flatten() for x in parts]), self._group)
-        sizes = [prod(shape) for shape in shapes]
-        received = sent.new_empty(sum(sizes))
+    def all_to_all(self, sent: Tensor, sizes: list[int], coming: list[int]) -> list[Tensor]:
+        """What every rank sends to this one, as flat views of one tensor.
+
+        ``sent`` is flat: ``sizes[i]`` elements for rank i, one after the other; ``coming[i]`` come
+        from rank i.
+        """
+        carried = _on_carrier(sent, self._group)
+        received = carried.new_empty(sum(coming))
         with _answers(self._function, "another rank"):
-            dist.all_to_all_single(
-                received, sent, sizes, [x.numel() for x in parts], group=self._group
-            )
-        pieces: Sequence[Tensor] = torch.split(received.to(device), sizes)
-        return tuple(x.view(shape) for x, shape in zip(pieces, shapes, strict=True))
+            dist.all_to_all_single(received, carried, coming, sizes, group=self._group)
+        return list(torch.split(received.to(sent.device), coming))
 
 
 class Shift:

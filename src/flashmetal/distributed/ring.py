@@ -1,9 +1,10 @@
 """Attention by a ring: shards of keys and values pass from rank to rank during the computation.
 
 Ring attention (Liu et al., 2023), parts merged by their log-sum-exp. Backward sends keys and values
-round once more with the gradients at them a step behind. There each piece takes the log-sum-exp of
-whole rows, so nothing is kept of the forward but q, k, v, o and lse. A rank holds two shards of
-keys and values, three of their float32 gradients, and its own rows in float32.
+round once more, and the gradients at them follow when a rank has added its part. There each piece
+takes the log-sum-exp of whole rows, so nothing is kept of the forward but q, k, v, o and lse. A
+rank holds two shards of keys and values beside its own and the gradients of one, in float32 as
+those of its queries, and for a moment the next.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..ops import attend, attend_backward
+from ..gradients import QueryRows, sink_gradient
+from ..merging import join
+from ..ops import attend, attention_backward
 from ..problem import AttentionInputs, Request
 from .groups import Ranks, Shift
 from .sharding import Meeting, Rows, Sharding, cached_meetings, cached_steps
@@ -99,57 +102,32 @@ class RingAttention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         q, k, v, sinks, o, lse = ctx.saved_tensors
         grad_o = torch.zeros_like(o) if grad_o is None else grad_o.contiguous()
-        rows = _Rows(o, lse, grad_o, grad_lse)
+        rows = QueryRows(o, lse, grad_o, grad_lse)
         grads = _ring_backward(ctx.ring, q, k, v, rows)
-        grad_sinks = None if sinks is None else _sink_gradient(sinks, rows).to(sinks.dtype)
-        return *grads, grad_sinks, None
-
-
-class _Rows(NamedTuple):
-    """What the forward left of this rank's rows, and what arrives at them."""
-
-    o: Tensor
-    lse: Tensor
-    grad_o: Tensor
-    grad_lse: Tensor | None
-
-    def taken(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        grad_lse = None if self.grad_lse is None else _take(self.grad_lse, rows, -1).contiguous()
-        o, grad_o = _take(self.o, rows).contiguous(), _take(self.grad_o, rows).contiguous()
-        return o, _take(self.lse, rows, -1).contiguous(), grad_o, grad_lse
+        if sinks is None:
+            return *grads, None, None
+        # This rank's rows' share of the sum.
+        grad_sinks = sink_gradient(sinks, lse, rows.delta())
+        return *grads, grad_sinks.to(sinks.dtype), None
 
 
 def _ring_backward(
-    ring: Ring, q: Tensor, k: Tensor, v: Tensor, rows: _Rows
+    ring: Ring, q: Tensor, k: Tensor, v: Tensor, rows: QueryRows
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of this rank's q, k and v: those of a shard follow it, a step behind."""
-    grad_q = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    """Gradients of this rank's q, k and v. Those of a shard go where it goes."""
+    totals = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v)]
     shard, last = [k.contiguous(), v.contiguous()], ring.steps - 1
-    grads: list[Tensor] = []
-    returning = None
     for step in range(ring.steps):
         coming = _next_shard(ring, shard, step)
-        found = [torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in shard]
         for meeting in ring.meetings(step, q.device):
-            parts = _piece_backward(ring, meeting, (q, shard[0], shard[1]), rows)
-            for total, at, part in zip(
-                (grad_q, *found), (meeting.q, meeting.k, meeting.k), parts, strict=True
-            ):
-                _add(total, at, part)
-        if returning is not None:
-            found = [x.add_(y) for x, y in zip(found, returning.wait(), strict=True)]
-        grads = found
+            _add_piece(totals, ring, meeting, (q, shard[0], shard[1]), rows)
+        shard = [] if coming is None else coming.wait()
         if step < last:
-            like = [ring.like(x, step + 1, torch.float32) for x in (k, v)]
-            returning = ring.ranks.shift(grads, like, 1)
-        shard = shard if coming is None else coming.wait()
+            _pass_on(ring, totals, (k, v), step + 1, 1)
     if last:
         # From where a shard's journey ended its gradients go home at once.
-        home = ring.ranks.shift(
-            grads, [x.new_empty(x.shape, dtype=torch.float32) for x in (k, v)], -last
-        )
-        grads = home.wait()
-    return grad_q.to(q.dtype), grads[0].to(k.dtype), grads[1].to(v.dtype)
+        _pass_on(ring, totals, (k, v), 0, -last)
+    return totals[0].to(q.dtype), totals[1].to(k.dtype), totals[2].to(v.dtype)
 
 
 def _next_shard(ring: Ring, shard: list[Tensor], step: int) -> Shift | None:
@@ -159,50 +137,69 @@ def _next_shard(ring: Ring, shard: list[Tensor], step: int) -> Shift | None:
     return ring.ranks.shift(shard, [ring.like(x, step + 1) for x in shard], 1)
 
 
+def _add_piece(
+    totals: list[Tensor],
+    ring: Ring,
+    meeting: Meeting,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    rows: QueryRows,
+) -> None:
+    """Add what the keys of one meeting give to the gradients of q, k and v."""
+    parts = _piece_backward(ring, meeting, tensors, rows)
+    for total, at, part in zip(totals, (meeting.q, meeting.k, meeting.k), parts, strict=True):
+        _add(total, at, part)
+
+
+def _pass_on(
+    ring: Ring, totals: list[Tensor], own: tuple[Tensor, Tensor], step: int, by: int
+) -> None:
+    """Send the gradients at keys and values ``by`` ranks on; those of the shard of ``step`` come.
+
+    One after the other, for a rank holds most at this moment.
+    """
+    for index, x in enumerate(own, 1):
+        like = ring.like(x, step, torch.float32)
+        totals[index] = ring.ranks.shift([totals[index]], [like], by).wait()[0]
+
+
 def _piece_backward(
-    ring: Ring, meeting: Meeting, tensors: tuple[Tensor, Tensor, Tensor], rows: _Rows
+    ring: Ring, meeting: Meeting, tensors: tuple[Tensor, Tensor, Tensor], rows: QueryRows
 ) -> list[Tensor]:
     """What the keys of one meeting give to the gradients of q, k and v, by whole rows' lse."""
     inputs, request = ring.call(meeting, *tensors)
-    o, lse, grad_o, grad_lse = rows.taken(meeting.q)
-    return attend_backward(inputs, request, (o, lse), (grad_o, grad_lse))
+    return attention_backward(inputs, request, _taken(rows, meeting.q), ("q", "k", "v"))
+
+
+def _taken(rows: QueryRows, at: Rows) -> QueryRows:
+    """Some of this rank's rows."""
+    return QueryRows(
+        _take(rows.o, at).contiguous(),
+        _take(rows.lse, at, -1).contiguous(),
+        _take(rows.grad_o, at).contiguous(),
+        None if rows.grad_lse is None else _take(rows.grad_lse, at, -1).contiguous(),
+    )
 
 
 def _merge(total: tuple[Tensor, Tensor], rows: Rows, part: tuple[Tensor | None, Tensor]) -> None:
     """Take the attention to further keys into o and lse; a sink is a part without values."""
     (o, lse), (part_o, part_lse) = total, part
     old = _take(lse, rows, -1)
-    merged = torch.logaddexp(old, part_lse)
-    finite = merged.masked_fill(merged == -torch.inf, 0.0)  # -inf minus -inf would be nan
-    weight, part_weight = ((x - finite).exp().transpose(-1, -2)[..., None] for x in (old, part_lse))
-    changed = _take(o, rows) * weight
+    merged, weights = join((old, part_lse))
+    weight, part_weight = (x.transpose(-1, -2)[..., None] for x in weights)
+    changed = _take(o, rows).mul_(weight)  # in place, but for a copy of scattered rows
     if part_o is not None:
         changed.addcmul_(part_o.float(), part_weight)
-    _put(o, rows, changed, _ROWS)
-    _put(lse, rows, merged, -1)
-
-
-def _sink_gradient(sinks: Tensor, rows: _Rows) -> Tensor:
-    """-sum over a head's rows of exp(sink - lse) * delta: this rank's rows' share."""
-    delta = (rows.o.float() * rows.grad_o.float()).sum(-1).transpose(-1, -2)
-    if rows.grad_lse is not None:
-        delta = delta - rows.grad_lse
-    weight = (sinks.float()[:, None] - rows.lse).exp().masked_fill(rows.lse == -torch.inf, 0.0)
-    share = -(weight * delta).sum(-1)
-    return share if share.ndim == 1 else share.sum(0)
+    if isinstance(rows, Tensor):
+        o.index_copy_(_ROWS, rows, changed)
+        lse.index_copy_(-1, rows, merged)
+    else:
+        old.copy_(merged)
 
 
 def _take(x: Tensor, rows: Rows, dim: int = _ROWS) -> Tensor:
     if isinstance(rows, Tensor):
         return x.index_select(dim, rows)
     return x.narrow(dim, rows[0], rows[1] - rows[0])
-
-
-def _put(x: Tensor, rows: Rows, values: Tensor, dim: int) -> None:
-    if isinstance(rows, Tensor):
-        x.index_copy_(dim, rows, values)
-    else:
-        _take(x, rows, dim).copy_(values)
 
 
 def _add(x: Tensor, rows: Rows, part: Tensor) -> None:

@@ -8,7 +8,7 @@ chunks as ranks, which suits windows: only neighbours meet. Chunks differ by one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
@@ -19,6 +19,7 @@ from torch import Tensor
 from .groups import Group, members
 
 SHARDINGS = ("zigzag", "contiguous")
+MOST_ROWS = 8192  # queries in one call of an engine: what it holds while it works is theirs
 Span = tuple[int, int]  # rows [first, end)
 Rows = Span | Tensor  # neighbouring rows, or the index (n,) of scattered ones
 
@@ -136,7 +137,7 @@ def meetings(
 ) -> list[Meeting]:
     """The calls for the queries of rank pair[0] and the keys of rank pair[1]."""
     if not packed:
-        pieces = _joined(list(_pieces(sharding, window, pair, 0)))
+        pieces = _cut(_joined(list(_pieces(sharding, window, pair, 0))))
         return [Meeting(x.q, x.k, (x.left, x.right), None) for x in pieces]
     # Sequences share a call where they share a window, each with one piece.
     calls: dict[tuple[int, int, int], list[Piece]] = {}
@@ -144,12 +145,12 @@ def meetings(
     starts_k = _starts(sharding.lengths(sharding.seqlens_k, pair[1]))
     for sequence, (start_q, start_k) in enumerate(zip(starts_q[:-1], starts_k[:-1], strict=True)):
         alike: dict[Span, int] = {}
-        for piece in _joined(list(_pieces(sharding, window, pair, sequence))):
+        for piece in _cut(_joined(list(_pieces(sharding, window, pair, sequence)))):
             mask = piece.left, piece.right
             alike[mask] = alike.get(mask, -1) + 1
             placed = piece._replace(q=_moved(piece.q, start_q), k=_moved(piece.k, start_k))
             calls.setdefault((*mask, alike[mask]), []).append(placed)
-    return [_packed_meeting(pieces, device) for pieces in calls.values()]
+    return [_packed_meeting(run, device) for pieces in calls.values() for run in _runs(pieces)]
 
 
 def _pieces(
@@ -213,6 +214,31 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
     return found if len(found) == len(pieces) else _joined(found)
 
 
+def _cut(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same pairs in pieces of MOST_ROWS queries or fewer."""
+    found: list[Piece] = []
+    for piece in pieces:
+        window, diagonal = (piece.left, piece.right), piece.k[1] - piece.q[1]
+        for row in range(*piece.q, MOST_ROWS):
+            rows = row, min(row + MOST_ROWS, piece.q[1])
+            part = _visible(rows, piece.k, diagonal, window)
+            found += [] if part is None else [part]
+    return found
+
+
+def _runs(pieces: list[Piece]) -> Iterator[list[Piece]]:
+    """Neighbouring pieces that have MOST_ROWS queries or fewer together."""
+    run: list[Piece] = []
+    rows = 0
+    for piece in pieces:
+        rows += piece.q[1] - piece.q[0]
+        if run and rows > MOST_ROWS:
+            yield run
+            run, rows = [], piece.q[1] - piece.q[0]
+        run.append(piece)
+    yield run
+
+
 def _packed_meeting(pieces: list[Piece], device: torch.device) -> Meeting:
     sides = [piece.q for piece in pieces], [piece.k for piece in pieces]
     lengths = [[end - start for start, end in spans] for spans in sides]
@@ -244,6 +270,14 @@ def _moved(span: Span, offset: int) -> Span:
     return span[0] + offset, span[1] + offset
 
 
+def index_of_rank(
+    sharding: Sharding, seqlens: tuple[int, ...], rank: int, device: torch.device
+) -> Tensor:
+    """A rank's rows among those of all sequences, as an index."""
+    return index_of(sharding.rows(seqlens, rank), device)
+
+
 cached_steps = lru_cache(maxsize=256)(steps)
-# Of packed calls it holds index tensors: as many as the layers of a step or two ask for.
+# These hold index tensors: as many as the layers of a step or two ask for.
 cached_meetings = lru_cache(maxsize=64)(meetings)
+cached_index = lru_cache(maxsize=64)(index_of_rank)

@@ -5,8 +5,8 @@ Every rank gets all rows of Hq / ranks query heads, attends, and gives back the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import gcd
+from collections.abc import Callable
+from math import gcd, prod
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,22 +16,15 @@ from torch.autograd.function import once_differentiable
 from ..ops import attend
 from ..problem import AttentionInputs, Request
 from .groups import Ranks
-from .sharding import Sharding, index_of
+from .sharding import Sharding, cached_index
 
 _ROWS, _HEADS = -3, -2
 
 
-class Ulysses(NamedTuple):
-    """One call: who takes part, who holds what, and what is asked for."""
-
-    ranks: Ranks
-    sharding: Sharding
-    request: Request
-
-
-def ulysses_attention(inputs: AttentionInputs, ulysses: Ulysses) -> tuple[Tensor, Tensor]:
+def ulysses_attention(
+    inputs: AttentionInputs, ranks: Ranks, sharding: Sharding, request: Request
+) -> tuple[Tensor, Tensor]:
     """(o, lse) of this rank's rows."""
-    ranks, sharding = ulysses.ranks, ulysses.sharding
     size, heads = ranks.size, inputs.q.shape[_HEADS]
     # As many copies of each key head as let every rank have whole groups.
     copies = size // gcd(inputs.k.shape[_HEADS], size)
@@ -45,7 +38,7 @@ def ulysses_attention(inputs: AttentionInputs, ulysses: Ulysses) -> tuple[Tensor
         name: None if x is None else x[..., own]
         for name, x in (("alibi_slopes", inputs.alibi_slopes), ("sinks", inputs.sinks))
     }
-    o, lse = attend(inputs._replace(q=q, k=k, v=v, **vectors), ulysses.request)
+    o, lse = attend(inputs._replace(q=q, k=k, v=v, **vectors), request)
     o = _exchange(o, rows_q, False)
     lse = _exchange(lse.transpose(-1, -2)[..., None], rows_q, False)
     return o, lse[..., 0].transpose(-1, -2).contiguous()
@@ -58,32 +51,42 @@ class _Rows(NamedTuple):
     sharding: Sharding
     seqlens: tuple[int, ...]
 
-    def order(self, device: torch.device) -> Tensor:
-        """The rows of all ranks, one rank after the other, as an index into the whole."""
-        spans = [
-            span
-            for rank in range(self.ranks.size)
-            for span in self.sharding.rows(self.seqlens, rank)
-        ]
-        return index_of(spans, device)
+    def of(self, rank: int, device: torch.device) -> Tensor:
+        """A rank's rows, as an index into the whole."""
+        return cached_index(self.sharding, self.seqlens, rank, device)
+
+    def shapes(self, x: Tensor, heads: int) -> list[tuple[int, ...]]:
+        """The shape of each rank's rows of ``heads`` heads."""
+        rows = [sum(self.sharding.lengths(self.seqlens, rank)) for rank in range(self.ranks.size)]
+        return [(*x.shape[:_ROWS], count, heads, x.shape[-1]) for count in rows]
 
     def to_heads(self, x: Tensor) -> Tensor:
         """(..., own rows, H, D) to (..., all rows, H / ranks, D)."""
-        size = self.ranks.size
-        shapes: list[tuple[int, ...]] = []
-        for rank in range(size):
-            rows = sum(self.sharding.lengths(self.seqlens, rank))
-            shapes.append((*x.shape[:_ROWS], rows, x.shape[_HEADS] // size, x.shape[-1]))
-        found = torch.cat(self.ranks.all_to_all(x.chunk(size, _HEADS), shapes), _ROWS)
-        return torch.empty_like(found).index_copy_(found.ndim + _ROWS, self.order(x.device), found)
+        size, shapes = self.ranks.size, self.shapes(x, x.shape[_HEADS] // self.ranks.size)
+        own = [prod(shapes[self.ranks.rank])] * size
+        sent = x.new_empty(sum(own))
+        for room, part in zip(torch.split(sent, own), x.chunk(size, _HEADS), strict=True):
+            room.view(part.shape).copy_(part)
+        pieces = self.ranks.all_to_all(sent, own, [prod(shape) for shape in shapes])
+        del sent
+        whole = x.new_empty((*x.shape[:_ROWS], sum(self.seqlens), *shapes[0][_HEADS:]))
+        for rank, piece in enumerate(pieces):
+            rows = self.of(rank, x.device)
+            whole.index_copy_(whole.ndim + _ROWS, rows, piece.view(shapes[rank]))
+        return whole
 
     def to_rows(self, x: Tensor) -> Tensor:
         """The way back."""
-        rows = [sum(self.sharding.lengths(self.seqlens, rank)) for rank in range(self.ranks.size)]
-        ordered = x.index_select(x.ndim + _ROWS, self.order(x.device))
-        parts: Sequence[Tensor] = torch.split(ordered, rows, _ROWS)
-        own = (*x.shape[:_ROWS], rows[self.ranks.rank], *x.shape[_HEADS:])
-        return torch.cat(self.ranks.all_to_all(parts, [own] * self.ranks.size), _HEADS)
+        shapes = self.shapes(x, x.shape[_HEADS])
+        sizes = [prod(shape) for shape in shapes]
+        sent = x.new_empty(sum(sizes))
+        for rank, room in enumerate(torch.split(sent, sizes)):
+            rows = self.of(rank, x.device)
+            torch.index_select(x, x.ndim + _ROWS, rows, out=room.view(shapes[rank]))
+        own = shapes[self.ranks.rank]
+        pieces = self.ranks.all_to_all(sent, sizes, [prod(own)] * self.ranks.size)
+        del sent
+        return torch.cat([piece.view(own) for piece in pieces], _HEADS)
 
 
 class _Exchange(torch.autograd.Function):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..gradients import Gradients
+from ..gradients import Gradients, QueryRows
 from ..problem import AttentionInputs, AttentionProblem
 from . import panels
 from .key_value import CachedPanel, Panel, PlainKeys
@@ -70,24 +70,18 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
 
 
 def backward(
-    problem: AttentionProblem,
-    inputs: AttentionInputs,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
-    wanted: tuple[str, ...],
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows, wanted: tuple[str, ...]
 ) -> Gradients:
     """The gradients of the inputs named in ``wanted``, in memory linear in the sequence.
 
-    ``o`` and ``lse`` are the forward's, of any engine; ``grad_o`` and ``grad_lse`` have their
-    shapes. Sums are float32, or float64 for float64 inputs. The same call gives the same bits.
+    ``rows`` hold the results of any engine's forward. Sums are float32, or float64 for float64
+    inputs. The same call gives the same bits.
     """
     if problem.dtype == torch.float64:
         # The float32 lse of a call is too coarse to restore float64 probabilities from.
-        lse = lse.double()
-        forward_into(problem, inputs, o.new_empty(o.shape), lse)
-    return gradients(problem, inputs, o, lse, grad_o, grad_lse, wanted)
+        rows = rows._replace(lse=rows.lse.double())
+        forward_into(problem, inputs, torch.empty_like(rows.o), rows.lse)
+    return gradients(problem, inputs, rows, wanted)
 
 
 def attend(

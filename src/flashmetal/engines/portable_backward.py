@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..gradients import Gradients
+from ..gradients import Gradients, QueryRows, sink_gradient
 from ..problem import AttentionInputs, AttentionProblem
 from . import panels
 from .key_value import Panel, PlainKeys, product
@@ -52,57 +52,34 @@ class _Sums(NamedTuple):
 
 
 def gradients(
-    problem: AttentionProblem,
-    inputs: AttentionInputs,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
-    wanted: tuple[str, ...],
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows, wanted: tuple[str, ...]
 ) -> Gradients:
-    """The gradients named in ``wanted``; o, lse and the gradients at them as forward gave them."""
-    rows = row_terms(problem, o, lse, grad_o, grad_lse)
+    """The gradients of the inputs named in ``wanted``."""
+    terms = row_terms(problem, rows)
     found = _new_gradients(problem, inputs, wanted)
     held = {name: x for name, x in found._asdict().items() if x is not None and name != "sinks"}
     places = inputs._replace(**{"bias": None, "alibi_slopes": None, **held})
     tiling = panels.tiling(problem)
     step = panels.batch_step(problem, tiling)
     walks = (
-        sequences(problem, inputs, grad_o, rows.lse, step),
-        sequences(problem, places, grad_o, rows.delta, step),
+        sequences(problem, inputs, rows.grad_o, terms.lse, step),
+        sequences(problem, places, rows.grad_o, terms.delta, step),
     )
     dtype = compute_dtype(problem)
-    scratch = o.new_empty(0, dtype=dtype), o.new_empty(0, dtype=dtype)
+    scratch = rows.o.new_empty(0, dtype=dtype), rows.o.new_empty(0, dtype=dtype)
     for sequence, place in zip(*walks, strict=True):
         _Walk(problem, inputs.rng_state, sequence, place, wanted, tiling, scratch).run()
     if found.sinks is not None:
         assert inputs.sinks is not None
-        found.sinks.copy_(sink_gradient(problem, inputs.sinks, rows))
+        found.sinks.copy_(sink_gradient(inputs.sinks, rows.lse, terms.delta))
     return _finished(inputs, found)
 
 
-def row_terms(
-    problem: AttentionProblem,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
-) -> RowTerms:
+def row_terms(problem: AttentionProblem, rows: QueryRows) -> RowTerms:
     """The rows' terms, (B, Hq, Sq) or (Hq, total_q)."""
-    dtype = compute_dtype(problem)
-    delta = (o.to(dtype) * grad_o.to(dtype)).sum(-1).transpose(-2, -1)
-    if grad_lse is not None:
-        delta = delta - grad_lse
-    hidden = lse == -torch.inf
-    lse = (lse.to(dtype) * _LOG2_E).masked_fill_(hidden, torch.inf)
-    return RowTerms(lse, delta.masked_fill(hidden, 0.0))
-
-
-def sink_gradient(problem: AttentionProblem, sinks: Tensor, rows: RowTerms) -> Tensor:
-    """-sum over a head's rows of exp(sink - lse) * delta."""
-    p = torch.exp2(sinks.to(rows.lse.dtype)[:, None] * _LOG2_E - rows.lse)
-    over = (1,) if problem.layout == "varlen" else (0, 2)
-    return -(p * rows.delta).sum(over)
+    dtype, hidden = compute_dtype(problem), rows.lse == -torch.inf
+    lse = (rows.lse.to(dtype) * _LOG2_E).masked_fill_(hidden, torch.inf)
+    return RowTerms(lse, rows.delta(dtype).masked_fill(hidden, 0.0))
 
 
 def _new_gradients(

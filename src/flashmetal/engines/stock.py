@@ -5,23 +5,21 @@ stride other than 1 wrongly, aligns causal to the top left, and gives a row with
 lse 0. Rows of that last kind are the first ones of a causal call and never reach it. Of a paged
 cache it reads sequences whose pages are neighbours; others go panel by panel.
 
-Half types are served in float32: in them the kernel's exponentials put errors of 5e-5 into the lse,
-ten times what it is allowed, and float16 takes twice as long. The price is paid on CPUs with
-matrix instructions for bfloat16, where the kernel's own bfloat16 would be about twice as fast.
+Half types are served in float32: in them the kernel's exponentials put a larger error into the lse
+than it is allowed (tests/engines/test_stock_hazards.py). The price is paid on CPUs with matrix
+instructions for bfloat16, where the kernel's own bfloat16 is faster.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..gradients import Gradients
+from ..gradients import Gradients, QueryRows, sink_gradient
+from ..merging import join, with_sinks
 from ..problem import AttentionInputs, AttentionProblem
 from . import panels, portable, stock_cuda
-from .portable_backward import row_terms, sink_gradient
 from .sequences import compute_dtype, new_outputs, sequences
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -58,7 +56,8 @@ def refuse(problem: AttentionProblem) -> str | None:
 def prefer_stock(problem: AttentionProblem) -> tuple[bool, str]:
     """Whether it is faster than the portable engine on a call it does not refuse, and why."""
     if problem.device == "cuda":
-        return True, "torch's flash attention is the fastest on CUDA"
+        serving = stock_cuda.installed(problem) or "torch's flash attention"
+        return True, f"{serving} is the fastest on CUDA"
     elements = problem.seqlen_k * problem.heads_k * problem.head_dim
     decode = problem.seqlen_q <= _DECODE_ROWS and elements >= _DECODE_ELEMENTS
     if decode and problem.heads_q > problem.heads_k:
@@ -111,18 +110,11 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
 
 
 def backward(
-    problem: AttentionProblem,
-    inputs: AttentionInputs,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
-    wanted: tuple[str, ...],
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows, wanted: tuple[str, ...]
 ) -> Gradients:
     """Gradients by the backward of the same kernel; arguments are those of the portable engine."""
     if problem.device == "cuda":
-        return stock_cuda.backward(problem, inputs, o, lse, grad_o, grad_lse, wanted)
-    rows = _Rows(o, lse, grad_o, grad_lse)
+        return stock_cuda.backward(problem, inputs, rows, wanted)
     if _is_whole(problem):
         found = _attend_backward(problem, inputs.q, inputs.k, inputs.v, rows)
         q, k, v = (x.to(problem.dtype).contiguous() for x in found)
@@ -130,22 +122,13 @@ def backward(
         q, k, v = _sequences_backward(problem, inputs, rows)
     sinks = None
     if inputs.sinks is not None and "sinks" in wanted:
-        sinks = sink_gradient(problem, inputs.sinks, row_terms(problem, *rows))
+        sinks = sink_gradient(inputs.sinks, rows.lse, rows.delta())
     made = Gradients(q, k, v, sinks=sinks)
     return Gradients(*[x if name in wanted else None for name, x in made._asdict().items()])
 
 
-class _Rows(NamedTuple):
-    """What the forward left of rows, and what arrives at them, in the layout of the call."""
-
-    o: Tensor
-    lse: Tensor
-    grad_o: Tensor
-    grad_lse: Tensor | None
-
-
 def _sequences_backward(
-    problem: AttentionProblem, inputs: AttentionInputs, rows: _Rows
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, sequence by sequence; zeros where nothing is seen."""
     grads = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs[:3])
@@ -159,7 +142,7 @@ def _sequences_backward(
         first, end = sequence.band.rows(sequence.q.shape[1], sequence.seqlen_k)
         if first == end or not sequence.q.shape[0]:
             continue
-        part = _Rows(
+        part = QueryRows(
             sequence.out[:, first:],
             sequence.lse[..., first:],
             place.out[:, first:],
@@ -185,8 +168,8 @@ def _attend(
     problem: AttentionProblem, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Rows that all see a key, q (N, Sq, Hq, D): o (N, Hq, Sq, D), lse (N, Hq, Sq)."""
-    compute = torch.float64 if problem.dtype == torch.float64 else torch.float32
-    q, k, v = (_unit_stride(x.to(compute)).transpose(1, 2) for x in (q, k, v))
+    dtype = compute_dtype(problem)
+    q, k, v = (_unit_stride(x.to(dtype)).transpose(1, 2) for x in (q, k, v))
     rows, keys = q.shape[2], k.shape[2]
     # A single row stands at the last key: bottom-right causal hides nothing from it.
     causal = problem.window_right == 0 and rows > 1
@@ -199,7 +182,7 @@ def _attend(
         )
     else:
         o, lse = _fused(q, k, v, causal, problem.scale)
-    return (o, lse) if sinks is None else _with_sinks(o, lse, sinks)
+    return (o, lse) if sinks is None else with_sinks(o, lse, sinks)
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -214,20 +197,13 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple
 
 def _merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Attention over two disjoint sets of keys from the attention over each."""
-    lse = torch.logaddexp(a[1], b[1])
-    share_a, share_b = (torch.exp(part - lse)[..., None].to(a[0].dtype) for part in (a[1], b[1]))
+    lse, shares = join((a[1], b[1]))
+    share_a, share_b = (share[..., None].to(a[0].dtype) for share in shares)
     return (a[0] * share_a).addcmul_(b[0], share_b), lse
 
 
-def _with_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-    """The sink (Hq,) takes its share of each row and gives no value."""
-    sink = sinks[:, None].to(lse.dtype)
-    share = torch.sigmoid(lse - sink)[..., None]
-    return o.mul_(share.to(o.dtype)), torch.logaddexp(lse, sink)
-
-
 def _attend_backward(
-    problem: AttentionProblem, q: Tensor, k: Tensor, v: Tensor, rows: _Rows
+    problem: AttentionProblem, q: Tensor, k: Tensor, v: Tensor, rows: QueryRows
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows that all see a key: float32 (N, Sq, Hq, D) and twice (N, Sk, Hk, D)."""
     tensors = [x.float() for x in (q, k, v, rows.o, rows.grad_o)]

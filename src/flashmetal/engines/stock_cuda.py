@@ -1,5 +1,7 @@
-"""Torch's flash attention on CUDA, where it gives the contract's answer.
+"""Flash attention on CUDA, where it gives the contract's answer: torch's, or an installed one.
 
+The forward is that of an installed flash_attn where :mod:`.installed_flash_attn` knows one for the
+call and the GPU. All else is torch's:
 ``aten::_flash_attention_forward`` is FlashAttention-2 as torch builds it, or FlashAttention 3 or 4
 where ``torch.nn.attention.activate_flash_attention_impl`` has put an installed one in its place.
 Its masks are the contract's. It reads 16 bytes at once wherever a tensor lies, gives rows without a
@@ -18,21 +20,48 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import deterministic
 
-from ..gradients import Gradients
+from ..gradients import Gradients, QueryRows, sink_gradient
+from ..merging import with_sinks
 from ..problem import AttentionInputs, AttentionProblem
-from .portable_backward import row_terms, sink_gradient
+from . import installed_flash_attn
 from .sequences import new_outputs
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _LARGEST = 256
 _MULTIPLE = 8  # of the head dimension
 _LOAD = 16  # bytes
-_LEAST_CAPABILITY = (8, 0)
+_LEAST_CAPABILITY = 8
 _deterministic: Any = deterministic  # its flag is a property of the module
 
 
+def capability() -> int:
+    """The major number of the GPU's compute capability; without a GPU the least that serves."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else _LEAST_CAPABILITY
+
+
+def installed(problem: AttentionProblem) -> str | None:
+    """The installed flash_attn that serves a call, or None."""
+    return installed_flash_attn.chosen(problem, capability())
+
+
 def refuse(problem: AttentionProblem) -> str | None:
-    """Why torch's flash attention cannot serve a call on CUDA, in words, or None."""
+    """Why no flash attention can serve a call on CUDA, in words, or None."""
+    reason = _refuse_all(problem)
+    if reason is not None or installed(problem) is not None:
+        return reason
+    reasons = (
+        (problem.softcap != 0.0, "torch's flash attention has no softcap"),
+        (problem.alibi is not None, "torch's flash attention has no gradients with ALiBi"),
+        (
+            capability() < _LEAST_CAPABILITY,
+            f"torch's flash attention needs compute capability {_LEAST_CAPABILITY}.0",
+        ),
+    )
+    return next((reason for refused, reason in reasons if refused), None)
+
+
+def _refuse_all(problem: AttentionProblem) -> str | None:
+    """What neither torch's nor any installed flash attention is asked for."""
     head_dim = problem.head_dim
     reasons = (
         (problem.dtype not in _DTYPES, f"torch's flash attention does not take {problem.dtype}"),
@@ -42,8 +71,6 @@ def refuse(problem: AttentionProblem) -> str | None:
         ),
         (problem.leftpad_k, "torch's flash attention has no left padding"),
         (problem.dropout_p > 0.0, "torch's flash attention drops other entries than philox.py"),
-        (problem.softcap != 0.0, "torch's flash attention has no softcap"),
-        (problem.alibi is not None, "torch's flash attention has no gradients with ALiBi"),
         (problem.bias is not None, "torch's flash attention takes no bias"),
         (
             head_dim != problem.head_dim_v or head_dim > _LARGEST or head_dim % _MULTIPLE != 0,
@@ -53,16 +80,14 @@ def refuse(problem: AttentionProblem) -> str | None:
             0 < problem.seqlen_k <= problem.window_right,
             "torch's flash attention takes a right bound of Sk keys or more for none",
         ),
-        (
-            torch.cuda.is_available() and torch.cuda.get_device_capability() < _LEAST_CAPABILITY,
-            "torch's flash attention needs compute capability 8.0",
-        ),
     )
     return next((reason for refused, reason in reasons if refused), None)
 
 
 def refuse_backward(problem: AttentionProblem) -> str | None:
-    """Why it cannot give the gradients of a call it serves, or None."""
+    """Why torch's cannot give the gradients of a call that is served, or None."""
+    if problem.softcap != 0.0 or problem.alibi is not None:
+        return "torch's flash attention has no gradients with softcap or ALiBi"
     if problem.seqused_k:
         return "torch's flash attention has no gradients with seqused_k"
     if problem.head_dim + _MULTIPLE > _LARGEST:
@@ -73,11 +98,17 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
 def forward(
     problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention by ``aten::_flash_attention_forward``; results as of every engine."""
+    """Attention by an installed flash_attn or ``aten::_flash_attention_forward``; results as of
+    every engine."""
     if _is_empty(inputs):
         o, lse = new_outputs(problem, inputs, out)
         o.zero_()
         lse.fill_(-torch.inf)
+    elif (name := installed(problem)) is not None:
+        call = _Call.of(problem, inputs)
+        q, k, v = call.tensors
+        given = inputs._replace(q=q, k=k, v=v)
+        o, lse = call.laid_out(*installed_flash_attn.attend(name, problem, given, call.lengths))
     else:
         call = _Call.of(problem, inputs)
         o, lse, *_ = torch.ops.aten._flash_attention_forward(
@@ -92,29 +123,23 @@ def forward(
         o, lse = call.laid_out(o, lse)
         lse = lse.masked_fill(lse == torch.inf, -torch.inf)
     if inputs.sinks is not None:
-        o, lse = _with_sinks(o, lse, inputs.sinks)
+        _, lse = with_sinks(o.transpose(-3, -2), lse, inputs.sinks)
     return (o if out is None or o is out else out.copy_(o)), lse
 
 
 def backward(
-    problem: AttentionProblem,
-    inputs: AttentionInputs,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
-    wanted: tuple[str, ...],
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows, wanted: tuple[str, ...]
 ) -> Gradients:
     """Gradients by ``aten::_flash_attention_backward``; arguments are those of every engine."""
     made = dict(zip("qkv", (torch.zeros_like(x) for x in inputs[:3]), strict=True))
     if not _is_empty(inputs):
         call = _Call.of(problem, inputs)
-        tensors = [_aligned(grad_o), *call.tensors, _aligned(o)]
-        if grad_lse is not None:
-            tensors = _with_grad_lse(tensors, grad_lse)
+        tensors = [_aligned(rows.grad_o), *call.tensors, _aligned(rows.o)]
+        if rows.grad_lse is not None:
+            tensors = _with_grad_lse(tensors, rows.grad_lse)
         # Rows that saw nothing have no probability under this sign of infinity.
-        given = lse.masked_fill(lse == -torch.inf, torch.inf).contiguous()
-        state = torch.zeros(2, dtype=torch.uint64, device=o.device)
+        given = rows.lse.masked_fill(rows.lse == -torch.inf, torch.inf).contiguous()
+        state = torch.zeros(2, dtype=torch.uint64, device=given.device)
         with _in_one_order():
             found = torch.ops.aten._flash_attention_backward(
                 *tensors,
@@ -129,8 +154,7 @@ def backward(
         made = {n: x[..., : problem.head_dim] for n, x in zip("qkv", found, strict=True)}
     sinks = None
     if inputs.sinks is not None and "sinks" in wanted:
-        rows = row_terms(problem, o, lse, grad_o, grad_lse)
-        sinks = sink_gradient(problem, inputs.sinks, rows)
+        sinks = sink_gradient(inputs.sinks, rows.lse, rows.delta())
     grads = {name: x.contiguous() for name, x in made.items() if name in wanted}
     return Gradients(**grads, sinks=sinks)
 
@@ -182,13 +206,6 @@ def _aligned(x: Tensor) -> Tensor:
 
 def _is_empty(inputs: AttentionInputs) -> bool:
     return inputs.q.numel() == 0 or inputs.k.numel() == 0
-
-
-def _with_sinks(o: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
-    """The sink (Hq,) takes its share of each row and gives no value."""
-    merged = torch.logaddexp(lse, sinks[:, None])
-    share = (lse - merged.masked_fill(merged == -torch.inf, 0.0)).exp()
-    return o.mul_(share.transpose(-1, -2)[..., None]), merged
 
 
 def _with_grad_lse(tensors: list[Tensor], grad_lse: Tensor) -> list[Tensor]:

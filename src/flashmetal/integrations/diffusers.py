@@ -16,7 +16,7 @@ from diffusers.models import attention_dispatch
 from torch import Tensor
 
 from ..api import flash_attn_func
-from .masks import bias_of_mask
+from .masks import bias_of_mask, top_left_causal
 
 NAME = "flashmetal"
 
@@ -82,9 +82,8 @@ def attention(
         raise ValueError(f"{NAME}: is_causal=True and an attn_mask exclude each other; pass one")
     window = (-1, -1)
     if is_causal:
-        # The diagonal begins at the first key here, and ends at the last in flash_attn_func.
-        key, value = key[:, : query.shape[1]], value[:, : query.shape[1]]
-        window = (-1, query.shape[1] - key.shape[1])
+        seen, window = top_left_causal(query.shape[1], key.shape[1])
+        key, value = key[:, :seen], value[:, :seen]
     if attn_mask is not None and attn_mask.shape == key.shape[:2]:
         attn_mask = attn_mask[:, None, None]
     bias = None if attn_mask is None else bias_of_mask(attn_mask, query.dtype, key.shape[1])

@@ -12,7 +12,15 @@ def bias_of_mask(mask: Tensor, dtype: torch.dtype, keys: int) -> Tensor:
     True in a boolean mask is visible. The bias is of ``dtype``, or float32 if the mask is.
     """
     if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+        mask = torch.full_like(mask, -torch.inf, dtype=dtype).masked_fill_(mask, 0.0)
     elif mask.dtype != torch.float32:
         mask = mask.to(dtype)
     return mask.expand(*[1] * (4 - mask.ndim), *mask.shape[:-1], keys)
+
+
+def top_left_causal(rows: int, keys: int) -> tuple[int, tuple[int, int]]:
+    """(keys that count, window_size) of a causal mask aligned top-left: row i sees keys up to i.
+
+    Keys past the rows are seen by none; of fewer keys than rows the diagonal ends past the last.
+    """
+    return min(rows, keys), (-1, max(rows - keys, 0))

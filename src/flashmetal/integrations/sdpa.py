@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..api import flash_attn_func
-from .masks import bias_of_mask
+from .masks import bias_of_mask, top_left_causal
 from .sdpa_gates import Call, Software, Verdict, decide, installed_software
 
 DEVICES = ("mps", "cpu")
@@ -161,7 +161,7 @@ class _Kernel:
             facts = _Facts.of(tensors, attn_mask, options, self.always, self.device)
             if _judge(facts).flashmetal:
                 return _attend(tensors, attn_mask, dropout_p, is_causal, scale)
-        # What _operator.decompose() does, which asks the dispatcher by name first: 6 us.
+        # What _operator.decompose() does, without asking the dispatcher by name first.
         return _operator._op_dk(
             _COMPOSITE,
             query,
@@ -285,19 +285,17 @@ def _attend(
     if flat:
         query, key, value = (x.unsqueeze(1) for x in tensors)
         mask = mask.unsqueeze(1) if mask is not None and mask.ndim == 3 else mask
-    rows, keys = query.shape[2], key.shape[2]
-    right = -1
+    keys, window = key.shape[2], (-1, -1)
     if is_causal:
-        # Row i sees the keys up to i: none sees those past the rows, and ours ends bottom-right.
-        key, value = key[:, :, :rows], value[:, :, :rows]
-        right = max(rows - keys, 0)
+        seen, window = top_left_causal(query.shape[2], keys)
+        key, value = key[:, :, :seen], value[:, :, :seen]
     out = flash_attn_func(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
         dropout_p=dropout_p,
         softmax_scale=scale,
-        window_size=(-1, right),
+        window_size=window,
         bias=None if mask is None else bias_of_mask(mask, query.dtype, keys),
     ).transpose(1, 2)
     return out.squeeze(1) if flat else out

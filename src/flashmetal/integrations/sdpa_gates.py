@@ -22,12 +22,12 @@ from typing import NamedTuple
 import torch
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Our call costs the host about 30 us more, in which an M1's 2.6 TFLOP/s make this many operations.
+# Our call may cost the host 30 us more, in which an M1's 2.6 TFLOP/s make this many operations.
 _TINY_FLOP = 1 << 26
 # A decode step is bound by reading k and v: below so many elements of k the host is.
 _DECODE_ROWS = 8
 _DECODE_ELEMENTS = 1 << 19
-# Random numbers that depend on the position cost a CPU as much again as the rest of the call.
+# Random numbers that depend on the position are dear on a CPU: only this much memory pays for them.
 _CPU_DROPOUT_BYTES = 1 << 30
 _INDEXABLE_SCORES = 1 << 32
 # Head dimensions of torch's Metal kernels: one to eight queries, and more.

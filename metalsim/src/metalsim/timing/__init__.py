@@ -4,7 +4,7 @@ GPU by metalsim, and docs/time_model.md says how far the model is from what othe
 from __future__ import annotations
 
 from .chips import Chip, Family, chip, chips
-from .model import Prediction, Work, predict
-from .work import work_of_counters
+from .model import Prediction, predict
+from .work import Work, work_of_counters
 
 __all__ = ["Chip", "Family", "Prediction", "Work", "chip", "chips", "predict", "work_of_counters"]

@@ -6,24 +6,31 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+from .tables import read_table
+
 _DIRECTORY = Path(__file__).parent
 
 
 class Family(NamedTuple):
-    """What one core of a family does in a cycle."""
+    """What one core of a family does in a cycle, and the cycles from a start to its result."""
 
     number: int
     matrix: float
-    """Multiply-adds of 8x8 matrices, as reached in a GEMM."""
+    """Multiply-adds of 8x8 matrices of floats."""
     tensor: float
     """Multiply-adds of matmul2d on 16-bit operands."""
     exponentials: float
     l1_bytes: float
     """From L1 and threadgroup memory together."""
     l2_bytes: float
-    load_to_multiply: float
-    """Cycles from the load of a fragment to the end of a multiply that waits for it; 0: not
-    known."""
+    load_cycles: float
+    """From a load of L1 or threadgroup memory to its use."""
+    l2_cycles: float
+    dram_cycles: float
+    multiply_cycles: float
+    """From one 8x8 multiply to another that takes its result."""
+    shared: str
+    """Which other instructions take cycles from 8x8 multiplies: "all" or "float"."""
     sources: str
 
 
@@ -38,27 +45,18 @@ class Chip(NamedTuple):
     """GB/s that the GPU reaches."""
     sources: str
 
+    @property
+    def core_hertz(self) -> float:
+        """Cycles a second, of all cores together."""
+        return self.cores * self.ghz * 1e9
+
 
 @functools.lru_cache(maxsize=1)
 def chips() -> dict[str, Chip]:
     """Every chip of the table, by name."""
-    families = {
-        int(row[0]): Family(
-            number=int(row[0]),
-            matrix=float(row[1]),
-            tensor=float(row[2]),
-            exponentials=float(row[3]),
-            l1_bytes=float(row[4]),
-            l2_bytes=float(row[5]),
-            load_to_multiply=float(row[6]),
-            sources=row[7],
-        )
-        for row in _rows("families.txt", 8)
-    }
-    return {
-        name: Chip(name, int(cores), float(ghz), families[int(family)], float(dram), sources)
-        for name, cores, ghz, family, dram, sources in _rows("chips.txt", 6)
-    }
+    families = {str(row.number): row for row in read_table(_DIRECTORY / "families.txt", Family)}
+    rows = read_table(_DIRECTORY / "chips.txt", Chip, {Family: families.__getitem__})
+    return {row.name: row for row in rows}
 
 
 def chip(name: str) -> Chip:
@@ -74,9 +72,3 @@ def chip(name: str) -> Chip:
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
-def _rows(name: str, columns: int) -> list[list[str]]:
-    text = (_DIRECTORY / name).read_text(encoding="ascii")
-    lines = (line for line in text.splitlines() if line and not line.startswith("#"))
-    return [line.split(maxsplit=columns - 1) for line in lines]

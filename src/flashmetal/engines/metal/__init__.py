@@ -6,6 +6,7 @@ from .choice import kernels_for, refuse_kernel
 from .forward import forward, refuse
 from .gpu import Gpu
 from .runtime import Runtime, metal_runtime
+from .tile_choice import tiles_of
 from .trust import SetAside, Trust
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "refuse_append",
     "refuse_backward",
     "refuse_kernel",
+    "tiles_of",
 ]

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ...gradients import Gradients
+from ...gradients import Gradients, QueryRows, sink_gradient
 from ...problem import AttentionInputs, AttentionProblem
 from ...reference import attention_reference
 from ...testing import (
@@ -15,16 +15,18 @@ from ...testing import (
     differentiable,
     make_output_gradients,
 )
-from ...tiles import most_head_dim, tile_of
-from .cooperative import with_layout
+from ...tiles import Tile, most_head_dim
+from .cooperative import layout_of
 from .forward import refuse
-from .launch import WIDEST_LOAD, Addresses, Launch, block_work, loads_of
+from .launch import WIDEST_LOAD, Addresses, Launch, loads_of, work_of
 from .params import Geometry, pack_backward_integers, pack_scalars
 from .proof import small_call
 from .runtime import Runtime, runtime_for
+from .tile_choice import Choice, Pinned, choose_tile
 from .variant import KernelVariant, Loads, variant_of
 
 _DELTA_SIMDGROUPS = 4
+_TILES = {"q": "grad q", "k": "grad kv", "bias": "grad q"}  # a gradient: the kernel of its tile
 
 
 def refuse_backward(problem: AttentionProblem) -> str | None:
@@ -44,19 +46,18 @@ def refuse_backward(problem: AttentionProblem) -> str | None:
 def backward(
     problem: AttentionProblem,
     inputs: AttentionInputs,
-    o: Tensor,
-    lse: Tensor,
-    grad_o: Tensor,
-    grad_lse: Tensor | None,
+    rows: QueryRows,
     wanted: tuple[str, ...],
     kernel: str = "simdgroup",
+    pinned: Pinned = (),
 ) -> Gradients:
     """The gradients by the inputs named in ``wanted`` (FlashAttention-2, Dao 2023), no atomics.
 
-    ``o`` and ``lse`` are what :func:`.forward.forward` returned, ``grad_o`` and ``grad_lse`` the
-    gradients by them. ``kernel`` "tensor" takes tensor operations, any other simdgroup matrices.
+    ``rows`` hold what :func:`.forward.forward` returned. ``kernel`` "tensor" takes tensor
+    operations, any other simdgroup matrices; ``pinned`` are tiles to take.
     Memory beside the results is one float32 a query row and head.
     """
+    o, lse, grad_o, grad_lse = rows
     grad_o = grad_o if grad_o.stride(-1) == 1 else grad_o.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     tensors = {name: getattr(inputs, name) for name in wanted}
@@ -73,9 +74,11 @@ def backward(
     else:
         grads = grad_o, grad_lse
         unit = "tensor" if kernel == "tensor" else "simdgroup"
-        _launch_all(problem, inputs, (o, lse), grads, (delta, distances), gradients, unit)
+        how = unit, pinned
+        _launch_all(problem, inputs, (o, lse), grads, (delta, distances), gradients, how)
     if "sinks" in wanted:
-        gradients["sinks"] = _sink_gradient(inputs, lse, delta)
+        assert inputs.sinks is not None
+        gradients["sinks"] = sink_gradient(inputs.sinks, lse, delta)
     if distances is not None:
         gradients["alibi_slopes"] = _slope_gradient(problem, inputs, distances)
     return Gradients(**{name: gradients[name] for name in wanted})
@@ -88,7 +91,7 @@ def _launch_all(
     grad_results: tuple[Tensor, Tensor | None],
     sums: tuple[Tensor, Tensor | None],
     gradients: dict[str, Tensor],
-    unit: str,
+    how: tuple[str, Pinned],
 ) -> None:
     runtime = runtime_for(problem.device)
     if runtime is None:
@@ -123,7 +126,7 @@ def _launch_all(
     addresses = (addresses | grad_results[0].data_ptr()) % WIDEST_LOAD
     extras = grad_results[1] is not None, sums[1] is not None
     wanted = tuple(name for name in ("q", "k", "bias") if name in gradients)
-    for launch in _launches(problem, geometry, addresses, extras, wanted, unit, runtime):
+    for launch in _launches(problem, geometry, addresses, extras, wanted, runtime, *how):
         launch.run(operands)
 
 
@@ -134,8 +137,9 @@ def _launches(
     addresses: int,
     extras: tuple[bool, bool],
     wanted: tuple[str, ...],
-    unit: str,
     runtime: Runtime,
+    unit: str,
+    pinned: Pinned,
 ) -> tuple[Launch, ...]:
     """Delta, which the others need, then a launch for each of q, k (with v) and bias in wanted.
 
@@ -151,26 +155,28 @@ def _launches(
     delta = delta._replace(has_grad_lse=extras[0])
     variants = {"delta": delta}
     for name in wanted:
-        variant = backward_variant(problem, name, loads, runtime.gpu.family, unit)
-        variant = variant._replace(has_slope_gradient=name == "q" and extras[1])
-        variants[name] = with_layout(variant, runtime) if unit == "tensor" else variant
-    runtime.require(tuple(variants.values()), partial(_prove, problem, loads, unit, wanted, extras))
+        variant = backward_variant(problem, name, loads, runtime, unit, pinned)
+        variants[name] = variant._replace(has_slope_gradient=name == "q" and extras[1])
+    pinned = tuple((_TILES[x], Choice(v.tile)) for x, v in variants.items() if v.tile is not None)
+    prove = partial(prove_backward, problem, loads, unit, wanted, extras, pinned)
+    runtime.require(tuple(variants.values()), prove)
     launches: list[Launch] = []
     for name, variant in variants.items():
         groups, threads, work = (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS, 0
         if variant.tile is not None:
-            groups, threads = _groups(problem, name, variant), variant.tile.threads
-            work = block_work(problem, variant.tile.owned, 4 if name == "k" else 3)
-        launches.append(Launch.of(runtime, variant, scalars, groups, threads, block_work=work))
+            groups, threads = _groups(problem, name, variant.tile), variant.tile.threads
+            work = _work(problem, name, variant.tile)
+        launches.append(Launch.of(runtime, variant, scalars, groups, threads, work=work))
     return tuple(launches)
 
 
-def _prove(
+def prove_backward(
     problem: AttentionProblem,
     loads: Loads,
     unit: str,
     names: tuple[str, ...],
     extras: tuple[bool, bool],
+    pinned: Pinned,
 ) -> None:
     """AssertionError where the gradients of a small problem like this one are wrong."""
     small, inputs = small_call(problem, loads)
@@ -180,24 +186,24 @@ def _prove(
     grad_o, grad_lse = make_output_gradients(o, lse, through_lse=extras[0])
     made = {*names, *(["v"] if "k" in names else []), *(["alibi_slopes"] if extras[1] else [])}
     wanted = tuple(name for name in differentiable(inputs) if name in made)
-    found = backward(small, inputs, o, lse, grad_o, grad_lse, wanted, unit)
+    rows = QueryRows(o, lse, grad_o, grad_lse)
+    found = backward(small, inputs, rows, wanted, unit, pinned)
     assert_gradients_match_reference(found, on_cpu, inputs, grad_o, grad_lse)
 
 
 def backward_variant(
-    problem: AttentionProblem, name: str, loads: Loads, family: int, unit: str = "simdgroup"
+    problem: AttentionProblem, name: str, loads: Loads, runtime: Runtime, unit: str, pinned: Pinned
 ) -> KernelVariant:
     """The kernel for the gradient of "q", of "k" and v together, or of "bias"."""
-    sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
-    tile = tile_of("grad kv" if name == "k" else "grad q", family, *sizes, unit)
+    layout = layout_of(runtime, problem.dtype) if unit == "tensor" else ""
+    tile = choose_tile(problem, _TILES[name], unit, runtime, layout, pinned).tile
     kernel = "attention_backward_" + {"q": "q", "k": "kv", "bias": "bias"}[name]
-    return variant_of(problem, kernel, tile, loads)
+    return variant_of(problem, kernel, tile, loads)._replace(layout=layout)
 
 
-def _groups(problem: AttentionProblem, name: str, variant: KernelVariant) -> tuple[int, int, int]:
+def _groups(problem: AttentionProblem, name: str, tile: Tile) -> tuple[int, int, int]:
     """Threadgroups: one a block of owned rows, or a tile of the gradient of bias."""
-    assert variant.tile is not None
-    owned, streamed = variant.tile.owned, variant.tile.streamed
+    owned, streamed = tile.owned, tile.streamed
     if name == "q":
         return -(-problem.seqlen_q // owned), problem.heads_q, problem.batch
     if name == "k":
@@ -207,6 +213,19 @@ def _groups(problem: AttentionProblem, name: str, variant: KernelVariant) -> tup
     blocks = 1 if one_row else -(-problem.seqlen_q // owned)
     heads = (1 if one_batch else problem.batch) * (1 if one_head else problem.heads_q)
     return -(-problem.seqlen_k // streamed), blocks, heads
+
+
+def _work(problem: AttentionProblem, name: str, tile: Tile) -> int:
+    """Multiply-adds of one of these threadgroups."""
+    if name == "q":
+        return work_of(problem, tile.owned, problem.seqlen_k, 3)
+    if name == "k":
+        group = problem.heads_q // problem.heads_k
+        return group * work_of(problem, tile.owned, problem.seqlen_q, 4)
+    assert problem.bias is not None
+    one_batch, one_head, one_row = problem.bias
+    visits = (problem.batch if one_batch else 1) * (problem.heads_q if one_head else 1)
+    return visits * work_of(problem, tile.streamed, problem.seqlen_q if one_row else tile.owned, 2)
 
 
 def _slope_gradient(
@@ -222,13 +241,3 @@ def _slope_gradient(
     starts = inputs.cu_seqlens_q[:, None]
     inside = (rows >= starts[:-1]) & (rows < starts[1:])  # a product, for index_add_ is atomic
     return -(inside.float() @ distances.T)
-
-
-def _sink_gradient(inputs: AttentionInputs, lse: Tensor, delta: Tensor) -> Tensor:
-    """A sink takes exp(sink - lse) of each row and gives no value: a sum of as many floats."""
-    assert inputs.sinks is not None
-    sinks = inputs.sinks.float()[:, None]
-    # A row that sees nothing at all, not even a finite sink, has lse -inf.
-    weight = torch.where(lse > float("-inf"), torch.exp(sinks - lse), 0.0)
-    rows = -(weight * delta)
-    return rows.sum(-1) if rows.ndim == 2 else rows.sum((0, 2))

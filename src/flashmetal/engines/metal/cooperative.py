@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import torch
 
 from .runtime import Runtime
-from .variant import MSL_TYPES, KernelVariant, declare, tensor_flags
+from .variant import MSL_TYPES, declare, tensor_flags
 
 _SLOTS = 16
 
@@ -56,19 +56,6 @@ def layout_of(runtime: Runtime, dtype: torch.dtype) -> str:
     probe(shares, threads=(32, 1, 1), group_size=(32, 1, 1))
     told = cast("list[list[list[list[int]]]]", shares.tolist())
     return next((name for name in _COLUMNS if told == _shares(name)), "unknown")
-
-
-def with_layout(variant: KernelVariant, runtime: Runtime) -> KernelVariant:
-    """A variant with tensor operations as this GPU needs it.
-
-    In an unknown layout each simdgroup passes fragments through threadgroup memory: one team of
-    them is what fits.
-    """
-    assert variant.tile is not None
-    layout, tile = layout_of(runtime, variant.dtype), variant.tile
-    if layout == "unknown":
-        tile = tile._replace(simdgroups=tile.team)
-    return variant._replace(layout=layout, tile=tile)
 
 
 def _shares(name: str) -> list[list[list[list[int]]]]:

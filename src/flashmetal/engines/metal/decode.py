@@ -8,13 +8,15 @@ from functools import lru_cache, partial
 from torch import Tensor
 
 from ...problem import AttentionProblem
-from ...tiles import MOST_SPLITS, splits_of, tile_of
-from .launch import Addresses, Launch, loads_of
+from ...tiles import MOST_SPLITS, splits_of
+from .launch import Addresses, Launch, loads_of, work_of
 from .params import Geometry, pack_integers, pack_scalars
 from .runtime import Runtime
+from .tile_choice import Choice, Pinned, choose_tile
 from .variant import KernelVariant, Loads, variant_of
 
 _COMBINE_SIMDGROUPS = 4
+Prove = Callable[[AttentionProblem, Loads, str, Pinned], None]
 
 
 def decode(
@@ -23,13 +25,14 @@ def decode(
     geometry: Geometry,
     addresses: Addresses,
     runtime: Runtime,
-    prove: Callable[[AttentionProblem, Loads, str], None],
+    prove: Prove,
+    pinned: Pinned,
 ) -> None:
     """Launch the decode, and the combination of its splits; ``operands`` end with o and lse.
 
     ``prove`` runs the kernel on a small problem, at the first use of a variant.
     """
-    launches, splits = _launches(problem, geometry, addresses, runtime, prove)
+    launches, splits = _launches(problem, geometry, addresses, runtime, prove, pinned)
     if splits == 1:
         launches[0].run(operands)
         return
@@ -49,24 +52,25 @@ def _launches(
     geometry: Geometry,
     addresses: Addresses,
     runtime: Runtime,
-    prove: Callable[[AttentionProblem, Loads, str], None],
+    prove: Prove,
+    pinned: Pinned,
 ) -> tuple[tuple[Launch, ...], int]:
     loads = loads_of(problem, geometry, addresses)
-    variant = decode_variant(problem, loads, runtime.gpu.family)
-    assert variant.tile is not None
-    blocks = -(-problem.seqlen_q * variant.group // variant.tile.rows)
-    groups = blocks * problem.heads_k * problem.batch
-    splits = problem.num_splits or splits_of(runtime.gpu.cores, groups, problem.seqlen_k)
+    choice = choose_tile(problem, "decode", "simdgroup", runtime, pinned=pinned)
+    tile, variant = choice.tile, _variant(problem, loads, choice)
+    blocks = -(-problem.seqlen_q * variant.group // tile.rows)
+    groups, cores = blocks * problem.heads_k * problem.batch, runtime.gpu.cores
+    splits = problem.num_splits or splits_of(cores, groups, problem.seqlen_k, choice.split)
     splits = min(splits, MOST_SPLITS)
     variant = variant._replace(is_split=splits > 1)
     scalars = pack_integers(problem, geometry, splits), pack_scalars(problem)
     combine = variant_of(problem, "attention_combine", None, Loads())
     split = problem._replace(num_splits=2 if splits > 1 else 1)
     variants = (variant, combine) if splits > 1 else (variant,)
-    runtime.require(variants, partial(prove, split, loads, "decode"))
-    assert variant.tile is not None
+    runtime.require(variants, partial(prove, split, loads, "decode", (("decode", choice),)))
     grid = blocks * splits, problem.heads_k, problem.batch
-    decode = Launch.of(runtime, variant, scalars, grid, variant.tile.threads)
+    work = work_of(problem, tile.rows, -(-problem.seqlen_k // splits), 2)
+    decode = Launch.of(runtime, variant, scalars, grid, tile.threads, work=work)
     if splits == 1:
         return (decode,), 1
     sequences = problem.batch if problem.layout == "dense" else 1
@@ -77,12 +81,6 @@ def _launches(
     ), splits
 
 
-def decode_variant(problem: AttentionProblem, loads: Loads, family: int) -> KernelVariant:
-    """The compile-time facts of the decode kernel for ``problem`` on an Apple GPU ``family``."""
-    group = problem.heads_q // problem.heads_k
-    sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
-    tile = tile_of("decode", family, *sizes)
-    if problem.seqlen_q * group <= 8:
-        tile = tile._replace(rows=8)
-    variant = variant_of(problem, "attention_decode", tile, loads)
-    return variant._replace(group=group, packs_heads=True)
+def _variant(problem: AttentionProblem, loads: Loads, choice: Choice) -> KernelVariant:
+    variant = variant_of(problem, "attention_decode", choice.tile, loads)
+    return variant._replace(group=problem.heads_q // problem.heads_k, packs_heads=True)

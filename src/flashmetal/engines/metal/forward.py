@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ...problem import AttentionInputs, AttentionProblem
 from ...testing import assert_matches_reference
-from ...tiles import most_head_dim, tile_of
-from .cooperative import with_layout
+from ...tiles import most_head_dim
+from .cooperative import layout_of
 from .decode import decode
-from .launch import WIDEST_LOAD, Addresses, Launch, block_work, loads_of
+from .launch import WIDEST_LOAD, Addresses, Launch, loads_of, work_of
 from .params import Geometry, pack_integers, pack_scalars
 from .proof import small_call
 from .runtime import Runtime, runtime_for
+from .tile_choice import Choice, Pinned, choose_tile
 from .variant import MSL_TYPES, KernelVariant, Loads, variant_of
 
 MOST_HEAD_DIM = most_head_dim("forward")
@@ -25,6 +26,7 @@ _KERNELS = {
     "scalar": "attention_forward_scalar",
 }
 _SCALAR_GROUP = 64
+_SCALAR_PRODUCTS = 16  # of which two are made, an eighth as fast: each lane loads its own elements
 
 
 def refuse(problem: AttentionProblem) -> str | None:
@@ -46,12 +48,13 @@ def forward(
     inputs: AttentionInputs,
     out: Tensor | None = None,
     kernel: str = "simdgroup",
+    pinned: Pinned = (),
 ) -> tuple[Tensor, Tensor]:
     """Attention of one call; see ``plan`` for when it is chosen.
 
     One launch, and a second one where "decode" splits over keys. Returns o, contiguous (B, Sq, Hq,
     Dv) or (total_q, Hq, Dv) in q's dtype (``out`` if given), and lse, float32 (B, Hq, Sq) or (Hq,
-    total_q). ``kernel`` is "simdgroup", "tensor", "scalar" or "decode".
+    total_q). ``kernel`` is "simdgroup", "tensor", "scalar" or "decode", ``pinned`` a tile to take.
     """
     q, k, v, bias = inputs[:4]
     shape = q.shape
@@ -74,9 +77,9 @@ def forward(
         v.data_ptr() % WIDEST_LOAD,
     )
     if kernel == "decode":
-        decode(problem, (*inputs, o, lse), geometry, addresses, runtime, _prove)
+        decode(problem, (*inputs, o, lse), geometry, addresses, runtime, prove_forward, pinned)
     else:
-        _launch(problem, geometry, addresses, kernel, runtime).run((*inputs, o, lse))
+        _launch(problem, geometry, addresses, kernel, runtime, pinned).run((*inputs, o, lse))
     return o, lse
 
 
@@ -103,37 +106,37 @@ def _launch(
     addresses: Addresses,
     kernel: str,
     runtime: Runtime,
+    pinned: Pinned,
 ) -> Launch:
     loads = loads_of(problem, geometry, addresses)
-    variant = forward_variant(problem, loads, kernel, runtime.gpu.family)
-    if variant.has_tensor_operations:
-        variant = with_layout(variant, runtime)
-    runtime.require((variant,), partial(_prove, problem, loads, kernel))
-    rows, group = _SCALAR_GROUP, _SCALAR_GROUP
+    variant = forward_variant(problem, loads, kernel, runtime, pinned)
+    rows, group, products = _SCALAR_GROUP, _SCALAR_GROUP, _SCALAR_PRODUCTS
     if variant.tile is not None:
-        rows, group = variant.tile.owned, variant.tile.threads
+        rows, group, products = variant.tile.owned, variant.tile.threads, 2
+        pinned = (("forward", Choice(variant.tile)),)
+    runtime.require((variant,), partial(prove_forward, problem, loads, kernel, pinned))
     scalars = pack_integers(problem, geometry), pack_scalars(problem)
     groups = -(-problem.seqlen_q // rows), problem.heads_q, problem.batch
-    work = 0 if variant.tile is None else block_work(problem, rows, 2)
-    return Launch.of(runtime, variant, scalars, groups, group, block_work=work)
+    work = work_of(problem, rows, problem.seqlen_k, products)
+    return Launch.of(runtime, variant, scalars, groups, group, work=work)
 
 
 def forward_variant(
-    problem: AttentionProblem, loads: Loads, kernel: str, family: int
+    problem: AttentionProblem, loads: Loads, kernel: str, runtime: Runtime, pinned: Pinned = ()
 ) -> KernelVariant:
-    """The compile-time facts of the kernel that serves ``problem`` on an Apple GPU ``family``."""
-    tile = None
-    if kernel != "scalar":
-        sizes = problem.dtype.itemsize, problem.head_dim, problem.head_dim_v
-        tile = tile_of("forward", family, *sizes, kernel)
-    return variant_of(problem, _KERNELS[kernel], tile, loads)
+    """The compile-time facts of the kernel that serves ``problem`` on the runtime's GPU."""
+    if kernel == "scalar":
+        return variant_of(problem, _KERNELS[kernel], None, loads)
+    layout = layout_of(runtime, problem.dtype) if kernel == "tensor" else ""
+    tile = choose_tile(problem, "forward", kernel, runtime, layout, pinned).tile
+    return variant_of(problem, _KERNELS[kernel], tile, loads)._replace(layout=layout)
 
 
-def _prove(problem: AttentionProblem, loads: Loads, kernel: str) -> None:
+def prove_forward(problem: AttentionProblem, loads: Loads, kernel: str, pinned: Pinned) -> None:
     """AssertionError where ``kernel`` is wrong on a small problem like this one."""
     group = problem.heads_q // problem.heads_k if kernel == "decode" else 2
     small, inputs = small_call(problem, loads, group)
-    o, lse = forward(small, inputs, kernel=kernel)
+    o, lse = forward(small, inputs, kernel=kernel, pinned=pinned)
     assert_matches_reference(o, lse, small._replace(device="cpu"), inputs)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,8 +26,10 @@ OPERANDS = (
 
 
 # Multiply-adds a core does in half a second, at half the rate of M1's matrix unit: macOS may kill
-# what keeps the GPU busy for longer, so that longer launches are cut along the blocks of rows.
+# what keeps the GPU busy for longer, so that longer launches are cut into several.
 WORK_PER_CORE = 33_000_000_000
+# Multiply-adds in the time of a byte from memory, of which M1 gives a core 8.5 GB in a second.
+_WORK_PER_BYTE = 8
 
 Constants = tuple[tuple[float, ...], ...]  # the integers, and the floats if there are any
 
@@ -48,22 +51,21 @@ class Launch(NamedTuple):
         groups: tuple[int, int, int],
         group: int,
         known: tuple[str, ...] = OPERANDS,
-        block_work: int = 0,
+        work: int = 0,
     ) -> Launch:
         """``groups`` threadgroups of ``group`` threads, given operands named as in ``known``.
 
-        ``block_work`` is the multiply-adds of all groups of one block, if the kernel can be cut.
+        ``work`` is the multiply-adds of one of them, by which launches are cut; a kernel whose
+        work is 0 is not cut.
         """
-        blocks, *others = groups
-        most = WORK_PER_CORE * runtime.gpu.cores // block_work if block_work else blocks
-        step = max(1, min(blocks, most))
+        most = WORK_PER_CORE * runtime.gpu.cores // work if work else 0
         parts: list[tuple[Constants, tuple[int, int, int]]] = []
-        for first in range(0, max(blocks, 1), step):
+        for first, (x, y, z) in _parts(groups, max(most, 1)) if work else [((0, 0, 0), groups)]:
             integers = list(constants[0])
-            if first:
-                integers[INTEGERS.index("first_block")] = first
-            threads = (min(step, blocks - first) * group, others[0], others[1])
-            parts.append(((tuple(integers), *constants[1:]), threads))
+            if any(first):
+                at = INTEGERS.index("first_x")
+                integers[at : at + 3] = first
+            parts.append(((tuple(integers), *constants[1:]), (x * group, y, z)))
         return cls(
             runtime.kernel(variant),
             tuple(known.index(name) for name in bindings.bound(variant)),
@@ -77,16 +79,31 @@ class Launch(NamedTuple):
             self.function(*tensors, *constants, threads=threads, group_size=self.group_size)
 
 
-def block_work(problem: AttentionProblem, rows: int, products: float) -> int:
-    """Multiply-adds of a block of ``rows`` in all heads and sequences, at ``products`` a pair.
+def _parts(
+    groups: tuple[int, int, int], most: int
+) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:
+    """(first, count) of parts of at most ``most`` threadgroups: cut in x, then z, then y."""
+    steps = list(groups)
+    for axis in (0, 2, 1):
+        others = steps[0] * steps[1] * steps[2] // max(steps[axis], 1)
+        steps[axis] = max(1, min(steps[axis], most // max(others, 1)))
+    ranges = [range(0, max(n, 1), step) for n, step in zip(groups, steps, strict=True)]
+    for x, y, z in product(*ranges):
+        left = groups[0] - x, groups[1] - y, groups[2] - z
+        yield (x, y, z), (min(steps[0], left[0]), min(steps[1], left[1]), min(steps[2], left[2]))
 
-    A product is a row of k or of v; the larger of the head dimensions counts.
+
+def work_of(problem: AttentionProblem, owned: int, streamed: int, products: float) -> int:
+    """Multiply-adds of a threadgroup that owns ``owned`` rows and streams ``streamed`` others.
+
+    It makes ``products`` for each pair, each with a row of the larger head dimension; a window
+    bounds what is streamed. Where few rows share what is streamed, the time is that of its bytes.
     """
-    seen = problem.seqlen_k
     if problem.window_left >= 0 and problem.window_right >= 0:
-        seen = min(seen, problem.window_left + problem.window_right + rows)
+        streamed = min(streamed, problem.window_left + problem.window_right + owned)
     dims = max(problem.head_dim, problem.head_dim_v)
-    return int(rows * seen * dims * products * problem.heads_q * problem.batch)
+    read = _WORK_PER_BYTE * 2 * problem.dtype.itemsize
+    return int(streamed * dims * max(owned * products, read))
 
 
 class Addresses(NamedTuple):

@@ -45,7 +45,9 @@ INTEGERS = (
     "v_scale_stride_batch",
     "v_scale_stride_row",
     "v_scale_stride_head",
-    "first_block",  # of a launch that does a part of the blocks
+    "first_x",  # threadgroup of a launch that does a part of them
+    "first_y",
+    "first_z",
     "splits",  # over keys, of a decode
     "rows_and_heads",  # rows of q times their heads
 )
@@ -128,7 +130,7 @@ def pack_integers(
             for scale in (geometry.k_scale or (0, 0, 0), geometry.v_scale or (0, 0, 0))
             for stride in ((0, *scale[:2]) if len(geometry.k) == 3 else scale[:3])
         ),
-        0,
+        *(0, 0, 0),
         splits,
         (problem.batch if dense else 1) * geometry.rows_q * problem.heads_q,
     )

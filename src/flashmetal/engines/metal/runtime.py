@@ -15,8 +15,11 @@ import torch
 
 from ...problem import AttentionProblem
 from ...settings import settings
+from ...tiles import Row
 from .gpu import Gpu
-from .trust import Trust, verdicts_path
+from .machine_files import machine_file, machine_name
+from .measured import read_rows
+from .trust import Trust
 from .variant import Variant, render
 
 _given: dict[str, Runtime] = {}  # by device type; only metal_runtime writes it
@@ -28,7 +31,8 @@ class Runtime:
     ``compile_shader(source)`` returns a library whose attributes are kernels, as
     ``torch.mps.compile_shader`` does. ``device`` is the type of device the kernels' tensors are on.
     ``has_tensor_operations`` says whether it compiles Metal 4. ``trust`` makes each variant prove
-    itself at its first use; without one all are trusted.
+    itself at its first use; without one all are trusted. ``measured_rows`` are tiles that were the
+    fastest on this machine.
     """
 
     def __init__(
@@ -38,10 +42,12 @@ class Runtime:
         gpu: Gpu,
         has_tensor_operations: bool = True,
         trust: Trust | None = None,
+        measured_rows: tuple[Row, ...] = (),
     ) -> None:
         self.device = device
         self.gpu = gpu
         self.has_tensor_operations = has_tensor_operations
+        self.measured_rows = measured_rows
         self._trust = trust
         self.set_aside: dict[tuple[AttentionProblem, str], str] = {}  # (problem, kernel): why
         self._compile_shader = compile_shader
@@ -91,5 +97,6 @@ def _apple_runtime() -> Runtime | None:
     release = tuple(int(part) for part in torch.__version__.split(".")[:2])
     is_new = release >= (2, 11) and torch.backends.mps.is_macos_or_newer(26, 2)
     gpu = Gpu.current()
-    trust = Trust(verdicts_path(gpu.name)) if settings().verify else None
-    return Runtime(torch.mps.compile_shader, "mps", gpu, is_new, trust)
+    trust = Trust(machine_file("verdicts", gpu.name)) if settings().verify else None
+    rows = read_rows(machine_file("tiles", gpu.name), machine_name(gpu.name))
+    return Runtime(torch.mps.compile_shader, "mps", gpu, is_new, trust, rows)

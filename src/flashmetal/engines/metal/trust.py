@@ -8,16 +8,13 @@ verdict is kept by the variant's source, in a file by chip, system and torch ver
 from __future__ import annotations
 
 import json
-import os
-import platform
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from hashlib import sha256
 from pathlib import Path
 
-import torch
-
+from .machine_files import replace_text
 from .variant import Variant, render
 
 _proving: ContextVar[bool] = ContextVar("proving", default=False)
@@ -78,13 +75,10 @@ class Trust:
     def _write(self) -> None:
         if self._path is None:
             return
-        # Another process may have added its own meanwhile; replaced whole, it is never half there.
+        # Another process may have added its own meanwhile.
         self._verdicts = {**_read(self._path), **self._verdicts}
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self._path.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps(self._verdicts, indent=1))
-            beside.replace(self._path)
+            replace_text(self._path, json.dumps(self._verdicts, indent=1))
         except OSError:
             self._path = None  # a home that cannot be written to: verdicts last for the process
 
@@ -94,13 +88,3 @@ def _read(path: Path) -> dict[str, str]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def verdicts_path(chip: str) -> Path:
-    """Where verdicts on this machine are kept: below $FLASHMETAL_CACHE_DIR or the user's caches."""
-    given = os.environ.get("FLASHMETAL_CACHE_DIR")
-    caches = Path.home() / ("Library/Caches" if platform.system() == "Darwin" else ".cache")
-    folder = Path(given) if given else caches / "flashmetal"
-    release = platform.mac_ver()[0] or platform.release()
-    name = f"{chip}, {platform.system()} {release}, torch {torch.__version__}"
-    return folder / "verdicts" / f"{name.replace(' ', '_').replace(',', '')}.json"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ... import api
 from ...api_cache import flash_attn_3_with_kvcache, refuse_unserved
+from ...merging import join
 
 __all__ = [
     "flash_attn_combine",
@@ -139,19 +140,18 @@ def flash_attn_combine(
     Returns:
         out (B, S, H, D) and lse (B, S, H) float32.
     """
-    if lse_partial.shape != out_partial.shape[:-1]:
+    if lse_partial.shape != out_partial.shape[:-1] or not out_partial.shape[0]:
         raise ValueError(
             "flash_attn_combine: lse_partial must be out_partial's shape without its last "
-            f"dimension, {tuple(out_partial.shape[:-1])}, got {tuple(lse_partial.shape)}"
+            f"dimension, {tuple(out_partial.shape[:-1])}, of one part or more, got "
+            f"{tuple(lse_partial.shape)}"
         )
     if out is not None and out_dtype not in (None, out.dtype):
         raise ValueError(
             f"flash_attn_combine: out must be in out_dtype {out_dtype}, got {out.dtype}"
         )
-    lse = lse_partial.logsumexp(0)
-    # Rows that see no key in any part have weights of 0.
-    weights = (lse_partial - lse.masked_fill(lse == -torch.inf, 0.0)).exp()
-    result = (weights[..., None] * out_partial).sum(0)
+    lse, weights = join(lse_partial.unbind(0))
+    result = (torch.stack(weights)[..., None] * out_partial).sum(0)
     if out is not None:
         return out.copy_(result), lse
     return result.to(out_partial.dtype if out_dtype is None else out_dtype), lse

@@ -47,9 +47,10 @@ inline float column_sum(float x) {
   threadgroup float column_sums[TEAMS][STREAMED];
 
   const Operands operands = ATTENTION_OPERANDS;
-  const int key = (int(position.x) + int(params.first_block)) * STREAMED;
-  const int own_batch = int(position.z) / int(params.bias_heads);
-  const int own_head = int(position.z) % int(params.bias_heads);
+  const int3 place = place_in_grid(params, position);
+  const int key = place.x * STREAMED;
+  const int own_batch = place.z / int(params.bias_heads);
+  const int own_head = place.z % int(params.bias_heads);
   const bool one_row = params.bias_rows == 1;
   const Lane lane = Lane::of(lane_index, simdgroup, exchange);
   const int team = int(simdgroup) / TEAM;
@@ -62,7 +63,7 @@ inline float column_sum(float x) {
   for (int batch = own_batch; batch <= last_batch; ++batch) {
     const Sequence sequence = Sequence::load(params, operands, batch);
     const Mask mask = Mask::of(params, sequence);
-    const int own_row = int(position.y) * OWNED;
+    const int own_row = place.y * OWNED;
     const int row_end = one_row ? sequence.q_length : min(own_row + OWNED, sequence.q_length);
     for (int head = own_head; head <= last_head; ++head) {
       const int head_k = head / int(params.heads_per_kv_head);
@@ -98,14 +99,14 @@ inline float column_sum(float x) {
   }
 
   device BiasElement* grad_bias =
-      operands.grad_bias + long(position.z) * params.bias_rows * params.seqlen_k;
+      operands.grad_bias + long(place.z) * params.bias_rows * params.seqlen_k;
   for (int j = 0; j < STREAMED_GROUPS; ++j)
     for (int e = 0; e < 2; ++e) {
       const int column = j * 8 + lane.column + e;
       float over_rows = 0.0f;
       for (int i = 0; i < ROW_GROUPS; ++i) {
         const float element = sum.get(i, j, e);
-        const int row = int(position.y) * OWNED + team * ROWS + i * 8 + lane.row;
+        const int row = place.y * OWNED + team * ROWS + i * 8 + lane.row;
         over_rows += element;
         if (!one_row && row < params.bias_rows && key + column < params.seqlen_k)
           grad_bias[long(row) * params.seqlen_k + key + column] = BiasElement(element);

@@ -42,9 +42,10 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
   threadgroup RowStatistics statistics[STREAMED];
 
   const Operands operands = ATTENTION_OPERANDS;
-  const int head_k = int(position.y), group = int(params.heads_per_kv_head);
-  const Sequence sequence = Sequence::load(params, operands, int(position.z));
-  const int block_begin = (int(position.x) + int(params.first_block)) * OWNED;
+  const int3 place = place_in_grid(params, position);
+  const int head_k = place.y, group = int(params.heads_per_kv_head);
+  const Sequence sequence = Sequence::load(params, operands, place.z);
+  const int block_begin = place.x * OWNED;
   if (block_begin >= sequence.k_rows) return;  // a shorter sequence of the batch
 
   const int first_key = block_begin + int(simdgroup) / TEAM * ROWS;

@@ -50,10 +50,11 @@ inline void gather(thread Accumulator<HEAD_DIM_V>& output, thread OnlineSoftmax*
   threadgroup float shares[TEAM * SHARE * 32];
 
   const Operands operands = ATTENTION_OPERANDS;
-  const int splits = int(params.splits), split = int(position.x) % splits;
-  const int head_k = int(position.y);
-  const Sequence sequence = Sequence::load(params, operands, int(position.z));
-  const int first_row = int(position.x) / splits * ROWS, rows_q = sequence.q_length * GROUP;
+  const int3 place = place_in_grid(params, position);
+  const int splits = int(params.splits), split = place.x % splits;
+  const int head_k = place.y;
+  const Sequence sequence = Sequence::load(params, operands, place.z);
+  const int first_row = place.x / splits * ROWS, rows_q = sequence.q_length * GROUP;
   if (first_row >= rows_q) return;  // a shorter sequence of the batch
 
   const Mask mask = Mask::of(params, sequence);

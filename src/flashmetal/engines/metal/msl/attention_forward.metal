@@ -12,14 +12,14 @@
   threadgroup float exchange[EXCHANGED];
 
   const Operands operands = ATTENTION_OPERANDS;
-  const int head = int(position.y), head_k = head / int(params.heads_per_kv_head);
-  const Sequence sequence = Sequence::load(params, operands, int(position.z));
+  const int3 place = place_in_grid(params, position);
+  const int head = place.y, head_k = head / int(params.heads_per_kv_head);
+  const Sequence sequence = Sequence::load(params, operands, place.z);
   const int blocks = (sequence.q_length + OWNED - 1) / OWNED;
-  const int place = int(position.x) + int(params.first_block);
-  if (place >= blocks) return;  // a shorter sequence of the batch
+  if (place.x >= blocks) return;  // a shorter sequence of the batch
 
   // With a causal band later rows see more keys: starting them first shortens the tail.
-  const int block = HAS_WINDOW_RIGHT ? blocks - 1 - place : place;
+  const int block = HAS_WINDOW_RIGHT ? blocks - 1 - place.x : place.x;
   const int first_row = block * OWNED + int(simdgroup) / TEAM * ROWS;
   const Mask mask = Mask::of(params, sequence);
   const TileRows rows = {first_row, {Score::of(params, scalars, operands, sequence, head)}};

@@ -1,11 +1,14 @@
 // Attention forward, one thread a query row: the debugging baseline. It shares every rule with the
 // tile kernel (sequence, mask, score, softmax, epilogue) and none of its loop structure.
 kernel void attention_forward_scalar(ATTENTION_BINDINGS,
-                                     uint3 position [[thread_position_in_grid]]) {
+                                     uint3 position [[threadgroup_position_in_grid]],
+                                     uint thread_index [[thread_index_in_threadgroup]],
+                                     uint3 threads [[threads_per_threadgroup]]) {
   const Operands operands = ATTENTION_OPERANDS;
-  const int row = int(position.x), head = int(position.y);
+  const int3 place = place_in_grid(params, position);
+  const int row = place.x * int(threads.x) + int(thread_index), head = place.y;
   const int head_k = head / int(params.heads_per_kv_head);
-  const Sequence sequence = Sequence::load(params, operands, int(position.z));
+  const Sequence sequence = Sequence::load(params, operands, place.z);
   if (row >= sequence.q_length) return;
 
   const Mask mask = Mask::of(params, sequence);

@@ -1,3 +1,8 @@
+// Where a threadgroup stands in the grid of a call, of which its launch may be a part.
+inline int3 place_in_grid(constant AttentionParams& params, uint3 position) {
+  return int3(position) + int3(int(params.first_x), int(params.first_y), int(params.first_z));
+}
+
 // Where one sequence lives. Dense batches, packed (varlen) ones and pages differ only here: a
 // packed batch has batch strides of zero and begins at cu_seqlens; with pages, k and v have pages
 // for batches.
