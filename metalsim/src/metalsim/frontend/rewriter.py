@@ -131,6 +131,8 @@ class Rewriter:
     def _open_inside(self, head: list[Token], kind: str, depth: int) -> Scope:
         """A brace in a function: a block, a type or an initializer."""
         _refuse_type_of_variable(head)
+        if kind == "kernel" and not depth and self._declare_threadgroup_variables(head):
+            return Scope(kind, (), depth)
         if depth:
             self._copy(head)
             return Scope(kind, (), depth)
@@ -142,6 +144,16 @@ class Rewriter:
         if declares is None:
             self._copy(head)
         return Scope(kind, (), depth, declares or ())
+
+    def _declare_threadgroup_variables(self, statement: list[Token]) -> bool:
+        """Rewrite a declaration of threadgroup variables; False for all else."""
+        rewritten = rewrite_threadgroup_variables(statement, self._kernel, self._variables)
+        if rewritten is None:
+            return False
+        tokens, count = rewritten
+        self._variables += count
+        self._copy(tokens)
+        return True
 
     def _declare_arrays(
         self, statement: list[Token], initialized: bool
@@ -184,14 +196,9 @@ class Rewriter:
 
     def _statement(self, statement: list[Token], end: Token) -> None:
         kind = self._scopes[-1].kind
-        if kind == "kernel":
-            rewritten = rewrite_threadgroup_variables(statement, self._kernel, self._variables)
-            if rewritten is not None:
-                tokens, count = rewritten
-                self._variables += count
-                self._copy(tokens)
-                self.output.append(end)
-                return
+        if kind == "kernel" and self._declare_threadgroup_variables(statement):
+            self.output.append(end)
+            return
         if self._declare_arrays(statement, False) is not None:
             self.output.append(end)
             return
