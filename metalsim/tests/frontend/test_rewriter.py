@@ -197,6 +197,11 @@ def test_a_template_with_a_parameter_that_has_no_name() -> None:
         ("constant constexpr int N = 4;", "METALSIM_CONSTANT constexpr int N = 4;"),
         ("constexpr constant int N = 4;", "constexpr METALSIM_CONSTANT int N = 4;"),
         ("constant float t[2] = {1, 2};", "METALSIM_CONSTANT const float t[2] = {1, 2};"),
+        (
+            "void f(volatile coherent(system) device int* x);",
+            "void f(volatile METALSIM_DEVICE int* x);",
+        ),
+        ("void f(coherent device int* coherent);", "void f( METALSIM_DEVICE int* coherent);"),
         ("struct S { constant int* p; };", "struct S { METALSIM_CONSTANT const int* p; };"),
         ("int f(constant const int& x);", "int f( METALSIM_CONSTANT const int& x);"),
         ("int f(const constant int& x);", "int f(const METALSIM_CONSTANT int& x);"),

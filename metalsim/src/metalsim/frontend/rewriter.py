@@ -39,7 +39,15 @@ from .words import (
 )
 
 _WORDS = frozenset(
-    {*ADDRESS_SPACE_MACROS, *REFUSED_WORDS, "kernel", "delete", "[", "is_function_constant_defined"}
+    {
+        *ADDRESS_SPACE_MACROS,
+        *REFUSED_WORDS,
+        "kernel",
+        "delete",
+        "[",
+        "coherent",
+        "is_function_constant_defined",
+    }
 )
 _TYPE_KEYWORDS = frozenset({"struct", "class", "union", "enum"})
 _NO_VARIABLE = _TYPE_KEYWORDS | {
@@ -289,10 +297,14 @@ class Rewriter:
                 output.append(token)
                 return at + 1
             return self._attributes(tokens, at)
+        if text == "coherent" and (end := _coherent_end(tokens, at)) > at:
+            return end
         if text in ADDRESS_SPACE_MACROS:
             self._address_space(tokens, at)
         elif text == "kernel":
             output.append(token._replace(text="METALSIM_KERNEL"))
+        elif text == "coherent":
+            output.append(token)
         elif text == "is_function_constant_defined":
             replacement, at = self._constants.query(tokens, at)
             output.append(replacement)
@@ -329,6 +341,14 @@ class Rewriter:
                 self.output += tokens[at:end]
                 break
         return end
+
+
+def _coherent_end(tokens: list[Token], at: int) -> int:
+    """Index behind the qualifier `coherent(device)`, which nothing needs here; `at` for a name."""
+    words = [token.text for token in tokens[at + 1 : at + 4]]
+    if words in (["(", "device", ")"], ["(", "system", ")"]):
+        return at + 4
+    return at + 1 if words[:1] and words[0] in ADDRESS_SPACE_MACROS else at
 
 
 def _is_function(outer: list[str]) -> bool:
