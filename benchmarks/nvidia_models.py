@@ -380,8 +380,9 @@ def main() -> int:
             }
             shown = {key: value for key, value in found.items() if key != "losses"}
             print(name, json.dumps(shown, indent=1), flush=True)
-            if not options.rehearse:
-                options.results.write_text(json.dumps(record, indent=1) + "\n")
+            if options.rehearse:
+                continue
+            options.results.write_text(json.dumps(record, indent=1) + "\n")
             if "losses" in found:
                 plot(options.results.with_suffix(".png"), found["losses"])
     return 0 if all(found["right"] for found in record["runs"].values()) else 1
