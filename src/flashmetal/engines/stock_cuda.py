@@ -11,6 +11,7 @@ to be deterministic.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -34,11 +35,14 @@ _LOAD = 16  # bytes
 _MOST_ROWS = 16384  # of queries in one launch of the backward
 _LEAST_CAPABILITY = 8
 _deterministic: Any = deterministic  # its flag is a property of the module
+_order = threading.Lock()  # autograd has a thread for each GPU, and the choice is the process's
 
 
 def capability() -> int:
-    """The major number of the GPU's compute capability; without a GPU the least that serves."""
-    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else _LEAST_CAPABILITY
+    """The major number of the least compute capability of the GPUs here, for a problem does not say
+    which it is on; without a GPU the least that serves."""
+    gpus = range(torch.cuda.device_count())
+    return min((torch.cuda.get_device_capability(i)[0] for i in gpus), default=_LEAST_CAPABILITY)
 
 
 def installed(problem: AttentionProblem) -> str | None:
@@ -279,11 +283,12 @@ def _with_grad_lse(tensors: list[Tensor], grad_lse: Tensor) -> list[Tensor]:
 @contextmanager
 def _in_one_order() -> Generator[None]:
     """The same call gives the same bits, whatever the program has chosen for torch."""
-    mode, fill = torch.get_deterministic_debug_mode(), _deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    _deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        _deterministic.fill_uninitialized_memory = fill
+    with _order:
+        mode, fill = torch.get_deterministic_debug_mode(), _deterministic.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        _deterministic.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+            _deterministic.fill_uninitialized_memory = fill
