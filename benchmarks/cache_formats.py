@@ -10,13 +10,13 @@ keys, then of the model's next tokens. Nothing is timed: any machine gives these
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from report import write_results
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -99,7 +99,7 @@ def bytes_per_token(model: Any, formats: tuple[str, str]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--save", type=Path, help="write the figures as JSON")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     model, tokenizer = load_language_model()
     ids = text_of_this_project(options.tokens, tokenizer)
@@ -124,9 +124,8 @@ def main() -> None:
     for row in rows:
         table.add_row(*(f"{x:.2e}" if isinstance(x, float) else str(x) for x in row.values()))
     Console(width=160).print(table)
-    if options.save:
-        facts = {"model": "SmolLM2-135M", "tokens": ids.shape[1], "torch": torch.__version__}
-        options.save.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+    facts = {"model": "SmolLM2-135M", "tokens": ids.shape[1], "rows": rows}
+    write_results(options.results, NAME, facts)
 
 
 if __name__ == "__main__":

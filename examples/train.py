@@ -90,11 +90,13 @@ def token_losses(model: Any, batch: Batch) -> torch.Tensor:
     )
 
 
-def train(model: Any, implementation: str, data: list[Batch], label: str) -> Run:
+def train(
+    model: Any, implementation: str, data: list[Batch], label: str, rate: float = 5e-3
+) -> Run:
     """One optimizer step a batch; the model is left trained."""
     model.set_attn_implementation(implementation)
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=5e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     run = Run([], [], [])
     with progress(f"Training, {label}", len(data)) as step:
         for batch in data:

@@ -1,36 +1,67 @@
-"""Writes docs/numbers.md from the results files: `python docs/scripts/write_numbers.py`."""
+"""Writes docs/numbers.md and the README's table from the results files.
+
+`python docs/scripts/write_numbers.py`
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "numbers.md"
+README = ROOT / "README.md"
 HEAD = """# Numbers
 
 **Nothing here was measured on Apple hardware.** Times are of CPUs and NVIDIA GPUs, counts are
 simulated. Every table is made from a results file in the repository; its script, machine and commit
 stand below it. "dirty" means that the tree had changes that were not committed. Compare the figures
-of one run only with each other.
+of one run only with each other. `flashmetal bench` makes such tables on your machine
+([tools](tools.md#bench)).
 """
-Row = Iterable[object]
+Row = Mapping[str, Any]
+Columns = Mapping[str, Callable[[Row], object]]
 
 
-def table(head: Row, rows: Iterable[Row]) -> str:
+class Section(NamedTuple):
+    """A table of one results file, left out where the file is not there.
+
+    ``rows`` takes them out of the file, ``columns`` makes a cell's text, by the column's head.
+    ``what`` says before the table what it shows, ``after`` follows it.
+    """
+
+    title: str
+    name: str
+    script: str
+    what: str
+    rows: Callable[[Row], Iterable[Row]]
+    columns: Columns
+    after: str = ""
+
+    def text(self) -> str:
+        """The section in markdown; what it says may name fields of the file in braces."""
+        path = RESULTS / f"{self.name}.json"
+        if not path.is_file():
+            return ""
+        results = json.loads(path.read_text())
+        rows = [[cell(row) for cell in self.columns.values()] for row in self.rows(results)]
+        parts = self.title and f"## {self.title}", self.what.format(**results)
+        made = source(self.name, self.script, results)
+        return "\n\n".join(filter(None, (*parts, table(self.columns, rows), self.after, made)))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A table in markdown; all columns but the first to the right."""
     first, *others = ("| " + " | ".join(map(str, row)) + " |" for row in (head, *rows))
     return "\n".join([first, "| --- |" + " ---: |" * (first.count("|") - 2), *others])
 
 
-def load(name: str) -> dict[str, Any]:
-    """A results file, by its name without the ending."""
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def source(name: str, script: str, results: dict[str, Any]) -> str:
+def source(name: str, script: str, results: Row) -> str:
     """The line below a table: which script made it, on what, from which commit."""
     made = f"[`{name}.json`](../benchmarks/results/{name}.json)"
     made += f", made by [`{script}`](../benchmarks/{script})"
@@ -43,158 +74,204 @@ def source(name: str, script: str, results: dict[str, Any]) -> str:
     return f"{made}; {device}; {versions}; commit {machine['commit']}, {machine['date'][:10]}."
 
 
-def times(rows: list[dict[str, Any]], contestants: tuple[str, ...]) -> str:
-    """Median milliseconds by case and contestant."""
-    head = ("case", "shape", "engine", *contestants)
-    cells = (
-        (
-            *(row["case"], row["shape"], row["engine"]),
-            *(f"{row['median_ms'][c]:.4g}" if c in row["median_ms"] else "-" for c in contestants),
-        )
-        for row in rows
-    )
-    return table(head, cells)
+def figure(name: str, form: str = ".4g", unit: float = 1) -> Callable[[Row], str]:
+    """A number of the row, formatted; "-" where the row has none."""
+    return lambda row: format(row[name] / unit, form) if name in row else "-"
 
 
-def engines() -> str:
-    """Forward on a CPU."""
-    results = load("engines")
-    return "\n\n".join(
-        [
-            "## Forward on a CPU",
-            "Median milliseconds of a call. `sdpa` is `F.scaled_dot_product_attention`.",
-            times(results["speed"], ("flashmetal", "portable", "sdpa", "eager")),
-            source("engines", "run.py", results),
-        ]
-    )
+def median(contestant: str) -> Callable[[Row], str]:
+    return lambda row: figure(contestant)(row["median_ms"])
 
 
-def training() -> str:
-    """Forward and backward on a CPU."""
-    results = load("training")
-    return "\n\n".join(
-        [
-            "## Forward and backward on a CPU",
-            "Median milliseconds of both together.",
-            times(results["training"], ("flashmetal", "sdpa", "eager")),
-            source("training", "training.py", results),
-        ]
-    )
+def peaks(results: Row) -> Iterable[Row]:
+    """A row by length."""
+    found = results["peak_bytes_above_inputs"]
+    lengths = next(iter(found.values()), {})
+    return [{"S": s, **{name: points[s] for name, points in found.items()}} for s in lengths]
 
 
-def formats() -> str:
-    """What quantised caches cost."""
-    results = load("cache_formats")
-    rows = (
-        (
-            f"{row['keys']} / {row['values']}",
-            row["bytes_per_token"],
-            f"{row['relative_rms_error_mean']:.2%}",
-            f"{row['next_token_divergence_nats']:.2g}",
-            f"{row['same_next_token']:.1%}",
-        )
-        for row in results["rows"]
-    )
-    head = ("keys / values", "bytes a token", "error", "divergence, nats", "same next token")
-    link = "[serving](serving.md#what-the-formats-cost)"
-    what = f"{results['model']}, {results['tokens']} tokens ({link})."
-    made = source("cache_formats", "cache_formats.py", results)
-    return "\n\n".join(["## Formats of caches", what, table(head, rows), made])
-
-
-def distributed() -> str:
-    """Two GPUs."""
-    results = load("distributed")
-    rows = (
-        (
-            row["attention"],
-            row["seqlen"],
-            row["ranks"],
-            f"{row['milliseconds']:.4g}",
-            f"{row['peak_bytes'] / 1e9:.3g}",
-        )
-        for row in results["rows"]
-    )
-    head = ("attention", "S", "ranks", "ms", "peak GB a rank")
-    link = "[distributed](distributed.md#measured)"
-    what = f"Forward and backward of one causal call in bfloat16 ({link})."
-    made = source("distributed", "distributed.py", results)
-    return "\n\n".join(["## Two NVIDIA GPUs", what, table(head, rows), made])
-
-
-def at_full_size() -> str:
-    """The Metal kernels on an NVIDIA GPU: errors and memory, no times."""
-    results = load("nvidia_scale")
-    rows = (
-        (
-            row["case"],
-            f"{row['error']:.2g}",
-            f"{row['torch_error']:.2g}" if "torch_error" in row else "-",
-            f"{row['bytes'] / 2**20:.4g}",
-        )
-        for row in results["cases"]
-    )
-    what = (
-        "The same Metal source, run by metalsim's CUDA engine. The error is the largest of sampled"
-        " rows of the output against float64. These runs say nothing of time on a Mac."
-    )
-    made = source("nvidia_scale", "nvidia_scale.py", results)
-    head = ("case", "error", "torch's error", "MiB beyond inputs and outputs")
-    return "\n\n".join(["## The Metal kernels at full size", what, table(head, rows), made])
-
-
-def counters() -> str:
-    """What the Metal kernels do, counted in the simulator."""
-    results = load("kernel_counters")
-    rows = (
-        (
-            f"{row['case']}: {launch['kernel']}",
-            row["gpu"],
-            launch["threadgroup_bytes"],
-            *(
-                launch["counters"][name]
-                for name in ("matrix_multiplies", "device_bytes_loaded", "threadgroup_barriers")
-            ),
-        )
+def launches(results: Row) -> Iterable[Row]:
+    """A row by kernel that a case launches."""
+    return [
+        {**row, **launch, **launch["counters"], "launch": f"{row['case']}: {launch['kernel']}"}
         for row in results["rows"]
         for launch in row["launches"]
-    )
-    head = (
-        *("case: kernel", "tiles of", "threadgroup bytes"),
-        *("8x8 multiplies", "device bytes loaded", "barriers"),
-    )
-    what = "Counted in metalsim: work, not time. The inputs of each case are in the file."
-    made = source("kernel_counters", "kernel_counters.py", results)
-    return "\n\n".join(["## What the Metal kernels do (simulated)", what, table(head, rows), made])
+    ]
 
 
-def simulator() -> str:
-    """metalsim itself."""
-    cost, speed = load("check_cost"), load("simulated_speed")
-    checks = table(
-        ("checks", "seconds", "times fast"),
-        ((row["mode"], row["seconds"], row["times_fast"]) for row in cost["rows"]),
-    )
-    speeds = table(
-        ("tiles of", "seconds to compile", "GFLOP/s simulated"),
-        ((r["tiles_for"], r["compile_seconds"], r["gflop_per_second"]) for r in speed["rows"]),
-    )
-    return "\n\n".join(
-        [
-            "## metalsim's own speed",
-            checks,
-            source("check_cost", "check_cost.py", cost),
-            speeds,
-            source("simulated_speed", "simulated_speed.py", speed),
-        ]
-    )
+SHAPE: Columns = {name: itemgetter(name) for name in ("case", "shape", "engine")}
+SECTIONS = (
+    Section(
+        "Forward on a CPU",
+        "engines",
+        "run.py",
+        "Median milliseconds of a call. `sdpa` is `F.scaled_dot_product_attention`.",
+        itemgetter("speed"),
+        {**SHAPE, **{x: median(x) for x in ("flashmetal", "portable", "sdpa", "eager")}},
+        "![Times over flashmetal's](../benchmarks/results/engines_speed.png)",
+    ),
+    Section(
+        "Memory on a CPU",
+        "engines",
+        "run.py",
+        "Peak MB of one forward call above its inputs, one head of 64 in float32.",
+        peaks,
+        {
+            "S": itemgetter("S"),
+            **{
+                name: figure(name, ".1f", 1e6)
+                for name in ("stock", "portable", "portable, window 128", "eager")
+            },
+        },
+        "![Peak memory by length](../benchmarks/results/engines_memory.png)",
+    ),
+    Section(
+        "Forward and backward on a CPU",
+        "training",
+        "training.py",
+        "Median milliseconds of both together.",
+        itemgetter("training"),
+        {**SHAPE, **{x: median(x) for x in ("flashmetal", "sdpa", "eager")}},
+    ),
+    Section(
+        "scaled_dot_product_attention, as it is and patched",
+        "sdpa",
+        "sdpa.py",
+        "Median milliseconds on a CPU without and with `sdpa.install()`, and the rule that decided"
+        " ([rules](sdpa.md#who-serves-a-call)).",
+        itemgetter("sdpa"),
+        {
+            "case": itemgetter("case"),
+            "rule": lambda row: row["verdict"]["rule"],
+            "served by": lambda row: "flashmetal" if row["verdict"]["flashmetal"] else "PyTorch",
+            "PyTorch": median("pytorch"),
+            "installed": median("installed"),
+            "speed-up": figure("speedup", ".2f"),
+        },
+    ),
+    Section(
+        "Formats of caches",
+        "cache_formats",
+        "cache_formats.py",
+        "{model}, {tokens} tokens ([serving](serving.md#what-the-formats-cost)).",
+        itemgetter("rows"),
+        {
+            "keys / values": lambda row: f"{row['keys']} / {row['values']}",
+            "bytes a token": itemgetter("bytes_per_token"),
+            "error": figure("relative_rms_error_mean", ".2%"),
+            "divergence, nats": figure("next_token_divergence_nats", ".2g"),
+            "same next token": figure("same_next_token", ".1%"),
+        },
+    ),
+    Section(
+        "Two NVIDIA GPUs",
+        "distributed",
+        "distributed.py",
+        "Forward and backward of one causal call in bfloat16"
+        " ([distributed](distributed.md#measured)).",
+        itemgetter("rows"),
+        {
+            "attention": itemgetter("attention"),
+            "S": itemgetter("seqlen"),
+            "ranks": itemgetter("ranks"),
+            "ms": figure("milliseconds"),
+            "peak GB a rank": figure("peak_bytes", ".3g", 1e9),
+        },
+    ),
+    Section(
+        "The Metal kernels at full size",
+        "nvidia_scale",
+        "nvidia_scale.py",
+        "The same Metal source, run by metalsim's CUDA engine. The error is the largest of sampled"
+        " rows of the output against float64. These runs say nothing of time on a Mac.",
+        itemgetter("cases"),
+        {
+            "case": itemgetter("case"),
+            "error": figure("error", ".2g"),
+            "torch's error": figure("torch_error", ".2g"),
+            "MiB beyond inputs and outputs": figure("bytes", ".4g", 2**20),
+        },
+    ),
+    Section(
+        "What the Metal kernels do (simulated)",
+        "kernel_counters",
+        "kernel_counters.py",
+        "Counted in metalsim: work, not time. The inputs of each case are in the file.",
+        launches,
+        {
+            "case: kernel": itemgetter("launch"),
+            "tiles of": itemgetter("gpu"),
+            "threadgroup bytes": itemgetter("threadgroup_bytes"),
+            "8x8 multiplies": itemgetter("matrix_multiplies"),
+            "device bytes loaded": itemgetter("device_bytes_loaded"),
+            "barriers": itemgetter("threadgroup_barriers"),
+        },
+    ),
+    Section(
+        "metalsim's own speed",
+        "check_cost",
+        "check_cost.py",
+        "What each check costs.",
+        itemgetter("rows"),
+        {
+            "checks": itemgetter("mode"),
+            "seconds": itemgetter("seconds"),
+            "times fast": itemgetter("times_fast"),
+        },
+    ),
+    Section(
+        "",
+        "simulated_speed",
+        "simulated_speed.py",
+        "Compiling a kernel, and running it without checks.",
+        itemgetter("rows"),
+        {
+            "tiles of": itemgetter("tiles_for"),
+            "seconds to compile": itemgetter("compile_seconds"),
+            "GFLOP/s simulated": itemgetter("gflop_per_second"),
+        },
+    ),
+)
 
 
 def page() -> str:
     """The whole page."""
-    parts = (engines, training, formats, distributed, at_full_size, counters, simulator)
-    return "\n\n".join([HEAD.strip(), *(part() for part in parts)]) + "\n"
+    return "\n\n".join([HEAD.strip(), *filter(None, (x.text() for x in SECTIONS))]) + "\n"
+
+
+IN_README = {
+    "full": "full, S 2048",
+    "causal": "causal, S 4096",
+    "window 128": "window 128 of 8192, causal",
+    "varlen, 16 uneven": "varlen, 16 sequences of 8 to 1024, H 12",
+    "softcap": "softcap, S 4096",
+    "sinks": "sinks, S 4096",
+    "ALiBi": "ALiBi, S 4096",
+    "decode, batch 4": "decode, batch 4, H 32/8, 4096 keys, D 128",
+}
+
+
+def readme() -> str:
+    """The README with its table as the latest results have it."""
+    results = json.loads((RESULTS / "engines.json").read_text())
+    rows = {row["case"]: row for row in results["speed"]}
+    names = ("flashmetal", "sdpa", "eager")
+    cells = [
+        (label, *(median(x)(rows[case]) for x in names), rows[case]["engine"])
+        for case, label in IN_README.items()
+    ]
+    stock, eager = (
+        f"{results['peak_bytes_above_inputs'][x]['16384'] / 1e6:.4g} MB" for x in ("stock", "eager")
+    )
+    cells.append(("peak memory at S 16,384, H 1", stock, "", eager, "stock"))
+    made = table(("", *names, "engine of flashmetal"), cells)
+    found = r"^\|  \| flashmetal \|.*?(?=\n\n)"
+    text, tables = re.subn(found, made, README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    if tables != 1:
+        raise ValueError(f"README.md must have one table of times, it has {tables}")
+    return text
 
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    README.write_text(readme())

@@ -5,6 +5,7 @@ tests/integrations/test_recipes.py and tests/distributed/test_docs.py run whole 
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 import runpy
@@ -13,6 +14,9 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+
+from flashmetal import cli
+from flashmetal.checks import IMPLS, KERNELS
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "docs" / "scripts"
@@ -91,10 +95,31 @@ def test_every_page_is_in_the_navigation() -> None:
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= listed
 
 
+def test_environment_variables_are_listed() -> None:
+    """Those that the package and the shim read, with the values that a choice has."""
+    paths = [path for folder in ("src", "shim") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
+    words = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+    read = {word for word in words if re.fullmatch("FLASHMETAL_[A-Z_]+", word)}
+    table = (ROOT / "docs" / "tools.md").read_text().partition("## Environment variables")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.MULTILINE))
+    assert read == set(rows)
+    for name, values in (("IMPL", IMPLS), ("KERNEL", KERNELS)):
+        assert [x for x in values if f"`{x}`" not in rows[f"FLASHMETAL_{name}"]] in ([], ["auto"])
+
+
+def test_commands_are_listed() -> None:
+    table = (ROOT / "docs" / "tools.md").read_text().partition("\n## ")[0]
+    usage = cli._parser().format_usage()
+    commands = re.findall(r"\{(.*?)\}", usage)[0].split(",")
+    assert set(re.findall(r"^\| `flashmetal (\w+)", table, re.MULTILINE)) == set(commands)
+
+
 def test_numbers_are_those_of_the_results() -> None:
     """If this fails: python docs/scripts/write_numbers.py."""
-    page = runpy.run_path(str(SCRIPTS / "write_numbers.py"))["page"]
-    assert (ROOT / "docs" / "numbers.md").read_text() == page()
+    written = runpy.run_path(str(SCRIPTS / "write_numbers.py"))
+    assert (ROOT / "docs" / "numbers.md").read_text() == written["page"]()
+    assert (ROOT / "README.md").read_text() == written["readme"]()
 
 
 def test_pictures_show_the_contract() -> None:

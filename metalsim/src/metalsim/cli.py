@@ -19,7 +19,7 @@ from .include_path import add_include_option
 from .library import Kernel, compile_shader
 from .linter.command import add_lint, lint_files
 from .profile_report import lines_table, prediction_table, totals_table
-from .quoted_lines import line_of, line_of_file, quote_errors
+from .quoted_lines import line_of, line_of_file, quote_errors, quote_finding
 from .schedule import schedule
 from .timing import Chip, Prediction, chip, predict, work_of_counters
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from .buffer_files import Buffer
     from .frontend import FunctionConstant
     from .lines import Location
-
-_LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
-_LINE_OF_SOURCE = re.compile(rf"{PROGRAM_SOURCE}:(\d+)")
-_OWN_INCLUDE = re.compile(r"^\s*#\s*include\s+(?!<metal_)", re.MULTILINE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,10 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[options.command](options, source)
     except SyntaxError as error:
-        print(quote_errors(str(error), path, source), file=sys.stderr)
+        print(quote_errors(error.msg, path, source), file=sys.stderr)
         return 1
     except SimulationError as error:
-        print(_quote_finding(error, options.kernel, path, source), file=sys.stderr)
+        print(
+            quote_finding(error, f"{path}: kernel {options.kernel}", str(path), source),
+            file=sys.stderr,
+        )
         return 1
     except ModuleNotFoundError as error:
         if error.name != "numpy":
@@ -323,15 +322,3 @@ def _constant(word: str) -> tuple[str, FunctionConstant]:
         raise ArgumentError(
             f"--constant {word}: expected NAME=VALUE, the value a number, true or false{given}"
         ) from None
-
-
-def _quote_finding(error: SimulationError, kernel: str, path: Path, source: str) -> str:
-    """What went wrong in a launch, with the lines of the source that it names."""
-    message = str(error).replace(f"{PROGRAM_SOURCE}:", f"{path}:")
-    text = [f"{path}: kernel {kernel}: {error.kind} error: {message}"]
-    # A bare "line 4" may be one of an included file.
-    pattern = _LINE_OF_SOURCE if _OWN_INCLUDE.search(source) else _LINE
-    for line in sorted({int(match[1]) for match in pattern.finditer(str(error))}):
-        if quoted := line_of(source, line):
-            text.append(f"  {line:>5} | {quoted}")
-    return "\n".join(text)

@@ -19,7 +19,7 @@ class Access(NamedTuple):
     """One side of a race."""
 
     access: str
-    """ "read", "write" or "atomic"; "index" where it is not known what an index was for."""
+    """ "read", "write" or "atomic"; "use" where it is not known which."""
     file: str
     """As the compiler's errors name it: "program_source", or the path of an included file; "" where
     it is not known."""
@@ -39,10 +39,10 @@ class Finding(NamedTuple):
     memory of the kernel."""
     kernel: str
     variable: str
-    """A variable's name, or "buffer 3", or "buffer 3, item 2" for a list of tensors; for an index
-    the type of the array."""
+    """A variable's name, or "buffer 3", or "buffer 3, item 2" for a list of tensors; the type of
+    an array of which no more than the index is known."""
     offset: int
-    """Bytes from where the variable or buffer begins to the first byte of the access; or the
+    """Bytes from where the variable or buffer begins to the first byte of the access; or that
     index."""
     size: int
     """Bytes of the access."""
@@ -118,7 +118,7 @@ def _order(finding: Finding, other: Access, same_group: bool) -> str:
 
 
 def _bounds(finding: Finding) -> str:
-    if finding.access == "index":
+    if finding.access == "use":
         return (
             f"out of bounds: index {finding.offset} of an array of type {finding.variable}, by "
             f"{_who(finding)} (the thread was ended here)"

@@ -18,7 +18,7 @@ MAX_BUFFERS = 31
 _FINDINGS = 1024
 _KINDS = {1: "race", 2: "bounds", 4: "uninitialized", 8: "alignment"}
 _SPACES = ("device", "constant", "threadgroup", "thread", "")
-_ACTIONS = ("read", "write", "atomic", "index")
+_ACTIONS = ("read", "write", "atomic", "use")
 _NO_ITEM = 0xFFFFFFFF
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from . import library
-from .errors import KernelReportedError, SimulationError
+from .errors import PROGRAM_SOURCE, KernelReportedError, SimulationError
+from .quoted_lines import quote_finding
 from .schedule import schedule
 
 CompileShader = Callable[..., "CheckedLibrary"]
@@ -19,8 +20,9 @@ CompileShader = Callable[..., "CheckedLibrary"]
 class CheckedKernel:
     """A kernel of a check build; a launch that goes wrong ends the test."""
 
-    def __init__(self, kernel: library.Kernel) -> None:
+    def __init__(self, kernel: library.Kernel, source: str) -> None:
         self._kernel = kernel
+        self._source = source
 
     def __call__(self, *args: object, **options: Any) -> None:
         """Launch as `metalsim.Kernel` does."""
@@ -30,7 +32,8 @@ class CheckedKernel:
         except KernelReportedError:
             raise
         except SimulationError as error:
-            finding = f"metalsim: kernel {self._kernel.name}: {error.kind} error: {error}"
+            where = f"metalsim: kernel {self._kernel.name}"
+            finding = quote_finding(error, where, PROGRAM_SOURCE, self._source)
         else:
             return
         # Not an Exception: code under test that catches errors cannot hide a finding.
@@ -43,11 +46,12 @@ class CheckedKernel:
 class CheckedLibrary:
     """A library whose kernels are checked."""
 
-    def __init__(self, shader_library: library.ShaderLibrary) -> None:
+    def __init__(self, shader_library: library.ShaderLibrary, source: str) -> None:
         self._library = shader_library
+        self._source = source
 
     def __getattr__(self, name: str) -> CheckedKernel:
-        return CheckedKernel(getattr(self._library, name))
+        return CheckedKernel(getattr(self._library, name), self._source)
 
     def __dir__(self) -> list[str]:
         return dir(self._library)
@@ -108,6 +112,6 @@ def compile_shader(_metalsim_seed: None, _metalsim_layout: str | None) -> Compil
     def compile_checked(source: str, **options: Any) -> CheckedLibrary:
         options["check"] = True
         options.setdefault("cooperative_layout", _metalsim_layout)
-        return CheckedLibrary(library.compile_shader(source, **options))
+        return CheckedLibrary(library.compile_shader(source, **options), source)
 
     return compile_checked

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import PROGRAM_SOURCE
+from .errors import PROGRAM_SOURCE, SimulationError
 
+_LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
+_LINE_OF_SOURCE = re.compile(rf"{PROGRAM_SOURCE}:(\d+)")
+_OWN_INCLUDE = re.compile(r"^\s*#\s*include\s+(?!<metal_)", re.MULTILINE)
 _ERROR = re.compile(r"(.+?):(\d+):(\d+): error: .*")
 
 
@@ -25,6 +28,19 @@ def quote_errors(errors: str, path: Path, source: str) -> str:
         if quoted:
             margin = re.sub(r"[^\t]", " ", quoted[: column - 1])
             text += [f"  {quoted}", f"  {margin}^"]
+    return "\n".join(text)
+
+
+def quote_finding(error: SimulationError, where: str, file: str, source: str) -> str:
+    """What went wrong in a launch, in `where` and in the file of this name, with the lines of the
+    source that it names."""
+    message = str(error).replace(f"{PROGRAM_SOURCE}:", f"{file}:")
+    text = [f"{where}: {error.kind} error: {message}"]
+    # A bare "line 4" may be one of an included file.
+    pattern = _LINE_OF_SOURCE if _OWN_INCLUDE.search(source) else _LINE
+    for line in sorted({int(match[1]) for match in pattern.finditer(str(error))}):
+        if quoted := line_of(source, line):
+            text.append(f"  {line:>5} | {quoted}")
     return "\n".join(text)
 
 

@@ -88,6 +88,8 @@ def test_a_launch_that_fails_otherwise_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("metalsim.cuda.sanitizer._TOOLKIT", str(tmp_path / "none"))
     with pytest.raises(RuntimeError, match="needs compute-sanitizer"):
         sanitize(["x"])

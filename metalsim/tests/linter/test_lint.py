@@ -49,6 +49,25 @@ def test_findings_come_in_the_order_of_the_source() -> None:
     assert [finding.line for finding in findings] == [1, 1, 1, 2]
 
 
+def test_what_the_front_end_refuses_hides_nothing_behind_it() -> None:
+    source = """float counter = 0;
+inline void f(float* a) {}
+kernel void twice(device float* x [[buffer(0)]], device float* y [[buffer(0)]]) {
+  threadgroup float tile[4] = {};
+  inner([](float b) { return b; });
+}
+kernel int returns(device float* x, device float2* y [[thread_position_in_grid]]) {}
+"""
+    assert [(finding.line, finding.rule) for finding in metalsim.lint(source)] == [
+        (1, "program-scope"),
+        (2, "address-space"),
+        (3, "buffer-index"),
+        (4, "threadgroup-variable"),
+        (5, "lambda"),
+        (7, "attribute"),
+    ]
+
+
 def test_included_files_are_linted(tmp_path: Path) -> None:
     (tmp_path / "own.h").write_text("inline void f(float* a) {}\n")
     (finding,) = metalsim.lint(f'#include "own.h"\n{RIGHT}', include_dirs=[tmp_path])

@@ -53,7 +53,7 @@ _NO_VARIABLE = _TYPE_KEYWORDS | {
 }
 
 
-class _Scope(NamedTuple):
+class Scope(NamedTuple):
     """What a `{` opened: "namespace", "type", "function", "constexpr" (a function), "kernel" or
     "data".
 
@@ -73,7 +73,7 @@ class Rewriter:
     def __init__(self, tokens: list[Token], constants: FunctionConstants) -> None:
         self._tokens = tokens
         self._constants = constants
-        self._scopes = [_Scope("namespace")]
+        self._scopes = [Scope("namespace")]
         self._signatures: dict[str, Signature] = {}
         self._kernel = ""
         """The address of the kernel whose body this is, as its threadgroup variables name it."""
@@ -121,27 +121,27 @@ class Rewriter:
             opened = self._open_inside(head, scope.kind, depth)
         elif depth or (self._goes_on and head):
             self._copy(head)
-            opened = _Scope("data", (), depth)
+            opened = Scope("data", (), depth)
         else:
             opened = self._open_declaration(head, depth)
         self._goes_on = False
         self._scopes.append(opened)
         self.output.append(brace)
 
-    def _open_inside(self, head: list[Token], kind: str, depth: int) -> _Scope:
+    def _open_inside(self, head: list[Token], kind: str, depth: int) -> Scope:
         """A brace in a function: a block, a type or an initializer."""
         _refuse_type_of_variable(head)
         if depth:
             self._copy(head)
-            return _Scope(kind, (), depth)
+            return Scope(kind, (), depth)
         outer = outer_texts(head)
         if "(" not in outer and "=" not in outer and _TYPE_KEYWORDS & set(outer[:1]):
             self._copy(head)
-            return _Scope("type", (), depth)
+            return Scope("type", (), depth)
         declares = self._declare_arrays(head, True)
         if declares is None:
             self._copy(head)
-        return _Scope(kind, (), depth, declares or ())
+        return Scope(kind, (), depth, declares or ())
 
     def _declare_arrays(
         self, statement: list[Token], initialized: bool
@@ -160,27 +160,27 @@ class Rewriter:
         self._copy(statement if declaration is None else declaration.tokens)
         return () if declaration is None else declaration.type_tokens
 
-    def _open_declaration(self, head: list[Token], depth: int) -> _Scope:
+    def _open_declaration(self, head: list[Token], depth: int) -> Scope:
         outer = outer_texts(head)
         if "namespace" in outer:
             self._copy(head)
             names = head[[token.text for token in head].index("namespace") + 1 :]
-            return _Scope(
+            return Scope(
                 "namespace", tuple(token.text for token in names if token.kind == IDENTIFIER), depth
             )
         if outer[:1] == ["extern"] and parameter_list(head) is None and "=" not in outer:
             raise error_at(head[0], "extern blocks are not supported in Metal")
         if "(" not in outer and _TYPE_KEYWORDS & set(outer):
             self._copy(head)
-            return _Scope("type", (), depth)
+            return Scope("type", (), depth)
         if _is_kernel(head):
             self._define_kernel(head)
-            return _Scope("kernel", (), depth)
+            return Scope("kernel", (), depth)
         self._check_program_variable(head, outer)
         self._copy(head)
         if head and not _is_function(outer):
-            return _Scope("data", (), depth)
-        return _Scope("constexpr" if "constexpr" in outer else "function", (), depth)
+            return Scope("data", (), depth)
+        return Scope("constexpr" if "constexpr" in outer else "function", (), depth)
 
     def _statement(self, statement: list[Token], end: Token) -> None:
         kind = self._scopes[-1].kind

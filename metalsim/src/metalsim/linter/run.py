@@ -48,8 +48,8 @@ def lint(
 ) -> list[LintFinding]:
     """What Apple's compiler would refuse of a Metal program, by the rules in RULES.
 
-    It approximates: nothing here was compared with Apple's compiler. A program with errors in its
-    structure is looked at up to the first of them by some rules.
+    It approximates: nothing here was compared with Apple's compiler. The rules that need a clang
+    come last: they are not asked of a program in which the others found errors of structure.
 
     Args:
         source: Metal Shading Language.
@@ -104,15 +104,14 @@ def _check_structure(
 ) -> Iterator[LintFinding]:
     constants = FunctionConstants({}, needed=False)
     recorder = Recorder(preprocessed.tokens, constants, is_thread_implied=version < 410)
-    refused: LintFinding | None = None
     try:
         recorder.run()
     except SyntaxError as error:
-        refused = _front_end_finding(error)
+        recorder.refused.append(error)
     yield from check_pointers(recorder.segments)
     yield from check_kernels(recorder.segments, preprocessed.tokens)
-    if refused is not None:
-        yield refused
+    yield from map(_front_end_finding, recorder.refused)
+    if recorder.refused:
         return
     clang = find_clang() if use_clang else None
     if clang is None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..frontend.function_constants import FunctionConstants
 from ..frontend.kernels import parameter_list
-from ..frontend.rewriter import Rewriter
+from ..frontend.rewriter import Rewriter, Scope
 from ..frontend.syntax import ADDRESS_SPACES, closing, closing_angle
 from ..frontend.tokens import IDENTIFIER, Token
 from .words import REFUSED
@@ -41,13 +41,24 @@ class Recorder(Rewriter):
     ) -> None:
         super().__init__(tokens, constants)
         self.segments: list[Segment] = []
+        self.refused: list[SyntaxError] = []
+        """What the front end refused; the program is looked at further, and `output` of no use."""
         self._is_thread_implied = is_thread_implied
 
     def _open(self, head: list[Token], brace: Token, depth: int) -> None:
-        super()._open(self._noted(head, depth), brace, depth)
+        noted = self._noted(head, depth)
+        try:
+            super()._open(noted, brace, depth)
+        except SyntaxError as error:
+            self.refused.append(error)
+            self._goes_on = False
+            self._scopes.append(Scope(_kind(head, self._scopes[-1].kind), (), depth))
 
     def _statement(self, statement: list[Token], end: Token) -> None:
-        super()._statement(self._noted(statement), end)
+        try:
+            super()._statement(self._noted(statement), end)
+        except SyntaxError as error:
+            self.refused.append(error)
 
     def _declare_arrays(
         self, statement: list[Token], initialized: bool
@@ -68,6 +79,15 @@ class Recorder(Rewriter):
         if segment.scope != "type":
             return tokens
         return _in_thread(tokens, self._is_thread_implied)
+
+
+def _kind(head: list[Token], around: str) -> str:
+    """What a brace opens behind a `head` that the rewriter refused."""
+    if any(token.text == "kernel" for token in head):
+        return "kernel"
+    if around != "namespace":
+        return around
+    return "data" if parameter_list(head) is None else "function"
 
 
 def without_templates(tokens: list[Token]) -> list[Token]:

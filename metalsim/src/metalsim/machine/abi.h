@@ -45,7 +45,7 @@ enum {
 /* One side of a finding. */
 typedef struct metalsim_access {
   uint64_t code;   /* in the kernel library: the instruction after the access */
-  uint32_t action; /* 0: read, 1: write, 2: atomic, 3: an index, for whatever access */
+  uint32_t action; /* 0: read, 1: write, 2: atomic, 3: not known which */
   uint32_t thread[3];
   uint32_t threadgroup[3];
 } metalsim_access;

@@ -15,7 +15,7 @@ struct TypeMismatch {
   uint32_t column;
   const void* type;
   unsigned char log_alignment;
-  unsigned char use;  // 1: a store
+  unsigned char use;  // 0: a load, 1: a store, others: a member function and so on
 };
 
 }  // namespace
@@ -27,7 +27,9 @@ METALSIM_API void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, void* addr
   Fiber* fiber = running_fiber;
   if (fiber == nullptr || !(fiber->threadgroup->launch->checks & METALSIM_ALIGNMENT)) return;
   const uint32_t alignment = 1u << data->log_alignment;
-  const AccessKind kind = data->use == 1 ? AccessKind::store : AccessKind::load;
+  const AccessKind kind = data->use == 0   ? AccessKind::load
+                          : data->use == 1 ? AccessKind::store
+                                           : AccessKind::use;
   const Access access = {static_cast<const unsigned char*>(address), alignment, kind,
                          __builtin_return_address(0)};
   Region region;

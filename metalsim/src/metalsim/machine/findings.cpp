@@ -12,7 +12,7 @@ uint32_t action_of(AccessKind kind) {
       return 0;
     case AccessKind::store:
       return 1;
-    case AccessKind::index:
+    case AccessKind::use:
       return 3;
     default:
       return 2;
@@ -102,7 +102,7 @@ void report_index(Fiber& fiber, const void* code, const char* type, int64_t inde
   finding.space = static_cast<uint32_t>(Space::unknown);
   finding.name = type;
   finding.offset = index;
-  add(fiber, code, AccessKind::index, finding);
+  add(fiber, code, AccessKind::use, finding);
 }
 
 }  // namespace metalsim

@@ -6,7 +6,8 @@
 
 namespace metalsim {
 
-enum class AccessKind : uint32_t { load, store, atomic, atomic_load, atomic_store, index };
+// The last is for what instrumentation does not tell.
+enum class AccessKind : uint32_t { load, store, atomic, atomic_load, atomic_store, use };
 
 enum class Space : uint32_t {
   device,

@@ -13,7 +13,7 @@ struct Tile {
 // clean member --buffers 3 zeros:float32:4 --threads 4
 kernel void member(constant int& at, device float* out, uint i [[thread_position_in_grid]]) {
   Tile tile = {};
-  tile.values[at] = 1;  // bounds index
+  tile.values[at] = 1;  // bounds use
   out[i] = tile.values[0] + tile.count;
 }
 
@@ -21,13 +21,13 @@ kernel void member(constant int& at, device float* out, uint i [[thread_position
 kernel void in_front_of_it(device float* out, uint i [[thread_position_in_grid]]) {
   Tile tile = {};
   const int before = int(i) - 1;
-  out[i] = tile.rows[before][0];  // bounds index
+  out[i] = tile.rows[before][0];  // bounds use
 }
 
 // finds last_member --buffers 2 zeros:float32:4 --threads 4
 // clean last_member --buffers 1 zeros:float32:4 --threads 4
 static float element(thread const Tile& tile, uint row, short column) {
-  return tile.rows[row][column];  // bounds index
+  return tile.rows[row][column];  // bounds use
 }
 kernel void last_member(constant uint& row, device float* out,
                         uint i [[thread_position_in_grid]]) {
@@ -40,14 +40,14 @@ kernel void last_member(constant uint& row, device float* out,
 // clean row --buffers 3 zeros:float32:4 --threads 4
 kernel void row(constant int& at, device float* out, uint i [[thread_position_in_grid]]) {
   float rows[3][4] = {{1}, {2}, {3}};
-  out[i] = rows[1][at];  // bounds index
+  out[i] = rows[1][at];  // bounds use
 }
 
 // In memory that is bound, so that nothing else looks wrong.
 // finds in_a_buffer --buffers zeros:uint8:132 4 --threads 1
 // clean in_a_buffer --buffers zeros:uint8:132 3 --threads 1
 kernel void in_a_buffer(device Tile* tiles, constant int& at) {
-  tiles[1].values[at] = 1;  // bounds index
+  tiles[1].values[at] = 1;  // bounds use
 }
 
 // As in C, one element at the end of a structure may stand for as many as there are.
@@ -62,7 +62,7 @@ kernel void open_end(device Message& message, constant int& at) { message.values
 // clean component --buffers 3 zeros:float32:4 --threads 4
 kernel void component(constant int& at, device float* out, uint i [[thread_position_in_grid]]) {
   float4 value = out[i];
-  value[at] = 1;  // bounds index
+  value[at] = 1;  // bounds use
   out[i] = value.x;
 }
 
@@ -70,7 +70,7 @@ kernel void component(constant int& at, device float* out, uint i [[thread_posit
 // clean third --buffers 2 zeros:float32:4 --threads 4
 kernel void third(constant int& at, device float* out, uint i [[thread_position_in_grid]]) {
   const float3 value = out[i];
-  out[i] = value[at];  // bounds index
+  out[i] = value[at];  // bounds use
 }
 
 // finds of_the_library --buffers 3 zeros:float32:4 --threads 4
@@ -78,7 +78,7 @@ kernel void third(constant int& at, device float* out, uint i [[thread_position_
 kernel void of_the_library(constant int& at, device float* out,
                            uint i [[thread_position_in_grid]]) {
   array<float, 3> values = {};
-  values[at] = 1;  // bounds index
+  values[at] = 1;  // bounds use
   out[i] = values[0];
 }
 
@@ -87,7 +87,7 @@ kernel void of_the_library(constant int& at, device float* out,
 kernel void beside_others(device float* out, uint i [[thread_index_in_threadgroup]]) {
   threadgroup float shared[64];
   Tile tile = {};
-  if (i == 40) tile.values[i] = 1;  // bounds index
+  if (i == 40) tile.values[i] = 1;  // bounds use
   shared[i] = tile.values[0];
   threadgroup_barrier(mem_flags::mem_threadgroup);
   out[i] = i == 40 ? 0 : shared[i];

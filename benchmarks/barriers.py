@@ -1,38 +1,39 @@
-"""The mutants of test_barrier_mutation under two checkers, metalsim's and NVIDIA's racecheck:
+"""The mutants of test_barrier_mutation under two checkers: metalsim's, and NVIDIA's racecheck.
 
-    python -m tests.kernels.barriers_on_gpu --simulate    # on CPUs: which launch shows each mutant
-    python -m tests.kernels.barriers_on_gpu               # on a GPU: racecheck of the same launch
-    python -m tests.kernels.barriers_on_gpu --table       # the results in markdown
+    python benchmarks/barriers.py --simulate    # on CPUs: which launch shows each mutant
+    python benchmarks/barriers.py               # on a GPU: racecheck of the same launch
+    python benchmarks/barriers.py --table       # the results in markdown
 
-All three use benchmarks/results/barriers.json. The kernels as they are come along, launch by
-launch: both checkers have to find them clean. racecheck is run as `metalsim check --engine cuda`
-runs it.
+All three use results/barriers.json. The kernels as they are come along, launch by launch: both have
+to find them clean, and so memcheck and synccheck. NVIDIA's tools run as `metalsim check --engine
+cuda` runs them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import torch
+from report import machine
 from rich.progress import track
 from torch import Tensor
 
 import metalsim
-from benchmarks.report import machine
-from metalsim.cuda.sanitizer import sanitize
+from metalsim.cuda.sanitizer import TOOLS, sanitize
+from tests.kernels.launches import LAUNCHES
+from tests.kernels.test_barrier_mutation import Mutant, mutants
 
-from .launches import LAUNCHES
-from .test_barrier_mutation import Mutant, mutants
-
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "barriers.json"
+RESULTS = Path(__file__).parent / "results" / "barriers.json"
 NONE = Mutant("", 0, "none", "", "")
 AT_A_TIME = 14
 CLEAN = "clean"
@@ -73,8 +74,8 @@ def run(launch: str, mutant: Mutant, compiler: Callable[[str], Any]) -> bool:
     found: list[bool] = []
 
     def compile_mutant(source: str) -> Any:
-        found.append(mutant is NONE or mutant.original in source)
-        return compiler(source if mutant is NONE else source.replace(mutant[3], mutant[4]))
+        found.append(mutant.original in source)
+        return compiler(source.replace(mutant.original, mutant.text))
 
     LAUNCHES[launch].run(compile_mutant)
     return any(found)
@@ -92,34 +93,39 @@ def checked(launch: str, mutant: Mutant) -> str | None:
         return f"{error.kind}: {str(error).splitlines()[0]}"
 
 
+def simulated(work: tuple[Mutant, tuple[str, ...]]) -> Row:
+    """A mutant with the first of the launches that shows it, or the last that has its place."""
+    torch.set_num_threads(1)
+    mutant, launches = work
+    row = _name(mutant)
+    for launch in launches:
+        verdict = checked(launch, mutant)
+        if verdict is not None:
+            row |= {"launch": launch, "metalsim": verdict}
+            if verdict != CLEAN:
+                break
+    return row
+
+
 def simulate() -> list[Row]:
-    """A row for every launch as it is, and for every mutant with the launch that shows it."""
-    rows = [
-        {**_name(NONE), "launch": launch, "metalsim": checked(launch, NONE)}
-        for launch in track(LAUNCHES, "as they are")
-    ]
-    for mutant in track(mutants(), "mutants"):
-        verdicts: dict[str, str] = {}
-        for launch in LAUNCHES:
-            verdict = checked(launch, mutant)
-            if verdict is not None:
-                verdicts[launch] = verdict
-                if verdict != CLEAN:
-                    break
-        launch, verdict = list(verdicts.items())[-1]
-        rows.append({**_name(mutant), "launch": launch, "metalsim": verdict})
-    return rows
+    """A row for every launch as it is, and one for every mutant."""
+    work = [(NONE, (launch,)) for launch in LAUNCHES]
+    work += [(mutant, tuple(LAUNCHES)) for mutant in mutants()]
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawned) as pool:
+        return list(track(pool.map(simulated, work), "simulating", len(work)))
 
 
 def _name(mutant: Mutant) -> Row:
     return {"file": mutant.file, "barrier": mutant.barrier, "mutation": mutant.mutation}
 
 
-def racecheck(row: Row) -> str:
-    """What racecheck says first of a row's launch, in a process of its own."""
-    command = [sys.executable, "-m", __spec__.name, "--launch", json.dumps(row)]
+def sanitized(row: Row) -> str:
+    """What racecheck says first of a row's launch, in a process of its own; of the kernels as they
+    are all tools."""
+    command = [sys.executable, __file__, "--launch", json.dumps(row)]
     try:
-        hazards = sanitize(command, ["races"])
+        hazards = sanitize(command, ["races"] if row["file"] else list(TOOLS))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return f"failed: {str(error).strip().splitlines()[-1]}"
     return " ".join(str(hazards[0]).split()) if hazards else CLEAN
@@ -134,22 +140,22 @@ def launch_on_gpu(row: Row) -> None:
 
 
 def check_on_gpu(rows: list[Row]) -> dict[str, Any]:
-    """Add racecheck's verdicts; where they were made."""
+    """Add the verdicts of NVIDIA's tools; where they were made."""
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        verdicts = list(track(pool.map(racecheck, rows), total=len(rows)))
+        verdicts = list(track(pool.map(sanitized, rows), "on the GPU", len(rows)))
     for row, verdict in zip(rows, verdicts, strict=True):
-        row["racecheck"] = verdict
+        row["nvidia"] = verdict
     return {"machine": machine(), "device": torch.cuda.get_device_name()}
 
 
 def table(rows: list[Row]) -> str:
-    """In markdown: a line a barrier, a column a mutation, metalsim's verdict and racecheck's."""
+    """In markdown: a line a barrier, a column a mutation, metalsim's verdict and NVIDIA's."""
     mutations = list(dict.fromkeys(row["mutation"] for row in rows if row["file"]))
     lines = ["| barrier | " + " | ".join(mutations) + " |", "| --- |" + " --- |" * len(mutations)]
     for file, barrier in dict.fromkeys((row["file"], row["barrier"]) for row in rows):
         if file:
             cells = {
-                row["mutation"]: f"{_word(row['metalsim'])} / {_word(row['racecheck'])}"
+                row["mutation"]: f"{_word(row['metalsim'])} / {_word(row['nvidia'])}"
                 for row in rows
                 if (row["file"], row["barrier"]) == (file, barrier)
             }
