@@ -52,6 +52,8 @@ class Facts(NamedTuple):
 
     @classmethod
     def of(cls, workload: Workload) -> Facts:
+        if workload.bias:
+            raise ValueError(f"{workload.name}: a bias is not among what the short launches have")
         return cls(
             torch.float32 if workload.dtype == "float32" else torch.float16,
             workload.head_dim,

@@ -168,6 +168,45 @@ def counters() -> str:
     return "\n\n".join(["## What the Metal kernels do (simulated)", what, table(head, rows), made])
 
 
+def kernels() -> str:
+    """The Metal kernels on real models' shapes: work and predicted times."""
+    results = load("kernels")
+    chips = ("M1 Max", "M3 Max", "M4", "M5 Max")
+    workloads: dict[str, list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        workloads.setdefault(row["workload"], []).append(row)
+    rows: list[Row] = []
+    for name, found in workloads.items():
+        served = [next(row for row in found if chip in row["serves"]) for chip in chips]
+        plain = next((row for row in found if row["kernel"] == "plain"), None)
+        times = (_predicted(row, plain, chip) for row, chip in zip(served, chips, strict=True))
+        over = (served[0][f"{what}_over_least"] for what in ("multiplies", "device_bytes"))
+        rows.append((name, *(f"{x:.2f}" for x in over), *times))
+    what = (
+        "Milliseconds that metalsim's time model predicts for the tile of the plan, the share of"
+        " them that is matrix work, and how many times longer a plain FlashAttention-2 kernel takes"
+        " ([the model's errors](../metalsim/docs/time_model.md)). Multiplies and bytes are of M1"
+        " Max's tile, over the least that any kernel needs. Other tiles are in the file; plots:"
+        " [work](../benchmarks/results/kernels_work.png),"
+        " [time](../benchmarks/results/kernels_time.png)."
+    )
+    parts = [
+        "## The Metal kernels in real models (simulated)",
+        f"{results['simulated']} {what}",
+        table(("workload", "multiplies", "bytes", *chips), rows),
+        source("kernels", "kernels.py", results),
+    ]
+    return "\n\n".join(parts)
+
+
+def _predicted(row: dict[str, Any], plain: dict[str, Any] | None, chip: str) -> str:
+    own = row["predicted"][chip]
+    longer = "-"
+    if plain is not None:
+        longer = f"{plain['predicted'][chip]['milliseconds'] / own['milliseconds']:.1f}x"
+    return f"{own['milliseconds']:.3g} ({own['matrix_share']:.0%}, {longer})"
+
+
 def simulator() -> str:
     """metalsim itself."""
     cost, speed = load("check_cost"), load("simulated_speed")
@@ -192,7 +231,7 @@ def simulator() -> str:
 
 def page() -> str:
     """The whole page."""
-    parts = (engines, training, formats, distributed, at_full_size, counters, simulator)
+    parts = (engines, training, formats, distributed, at_full_size, counters, kernels, simulator)
     return "\n\n".join([HEAD.strip(), *(part() for part in parts)]) + "\n"
 
 
