@@ -190,6 +190,8 @@ def kernels() -> str:
         " [work](../benchmarks/results/kernels_work.png),"
         " [time](../benchmarks/results/kernels_time.png)."
     )
+    if results["only"]:
+        what += f" Of the workloads only those named like {', '.join(results['only'])} were run."
     parts = [
         "## The Metal kernels in real models (simulated)",
         f"{results['simulated']} {what}",
