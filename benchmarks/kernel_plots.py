@@ -20,7 +20,7 @@ def plot_work(path: Path, rows: Sequence[dict[str, Any]], chip: str) -> None:
         (axes[1], "device_bytes_over_least", "device bytes / each once (log)"),
     ):
         for place, name in enumerate(("flashmetal", "plain")):
-            each.plot([pair[place][key] for pair in pairs], "o-", markersize=3, label=name)
+            each.plot([pair[place][key] for pair in pairs], "o", markersize=4, label=name)
         each.axhline(1.0, color="black", linewidth=0.8)
         each.set_ylabel(title)
         each.legend()
@@ -38,8 +38,8 @@ def plot_time(path: Path, rows: Sequence[dict[str, Any]], chips: Sequence[str]) 
         pairs = _pairs(rows, chip)
         own, plain = ([pair[place]["predicted"][chip] for pair in pairs] for place in (0, 1))
         ratios = [b["milliseconds"] / a["milliseconds"] for a, b in zip(own, plain, strict=True)]
-        axes[0].plot(ratios, "o-", markersize=3, label=chip)
-        axes[1].plot([time["matrix_share"] for time in own], "o-", markersize=3, label=chip)
+        axes[0].plot(ratios, "o", markersize=4, label=chip)
+        axes[1].plot([time["matrix_share"] for time in own], "o", markersize=4, label=chip)
     axes[0].axhline(1.0, color="black", linewidth=0.8)
     axes[0].set_yscale("log")
     axes[0].set_ylabel("plain kernel's time / flashmetal's (log)")

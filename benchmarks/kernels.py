@@ -32,7 +32,7 @@ HOW = (
     " right), extended exactly to full size: they are linear in the numbers of threadgroups and of"
     " visits of blocks of keys, by kind. Heads are taken to be alike, which the alignment of lse"
     " can belie by a line. A decode runs at full length with one key head. Times are those of the"
-    " time model."
+    " time model. bfloat is counted as half; threadgroups of packed batches without rows are not."
 )
 _LONG = {"heads_q": 32, "heads_k": 32, "seqlen_q": 8192, "seqlen_k": 8192, "window_right": 0}
 LONG = [
@@ -60,11 +60,12 @@ def _serves(workload: Workload, row: dict[str, Any], chip: str) -> bool:
 def show(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     """A line a workload: what serves it, beside the plain kernel."""
     table = Table(title="predicted ms (times plain), limit", box=box.SIMPLE, pad_edge=False)
-    table.add_column("workload", max_width=34)
-    table.add_column("mult.", justify="right")
-    table.add_column("bytes", justify="right")
+    table.padding = (0, 1, 0, 0)
+    table.add_column("workload", min_width=16)
+    table.add_column("mult.", no_wrap=True)
+    table.add_column("bytes", no_wrap=True)
     for chip in CHIPS:
-        table.add_column(chip, justify="right", no_wrap=True)
+        table.add_column(chip, min_width=10)
     table.caption = "mult., bytes: multiply-adds and device bytes over the least, on M1 Max"
     for name in dict.fromkeys(row["workload"] for row in rows):
         own = [row for row in rows if row["workload"] == name]
@@ -88,9 +89,10 @@ def _cell(predicted: dict[str, Any], plain: dict[str, Any] | None, chip: str) ->
     return f"{milliseconds:.3g} ({ratio:.1f}x) {predicted['limit']}"
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The results file, a line a row."""
-    head = {"script": "benchmarks/kernels.py", "machine": machine(), "simulated": HOW}
+def write(path: Path, rows: Sequence[dict[str, Any]], words: Sequence[str]) -> None:
+    """The results file, a line a row; ``words`` are those by which some workloads were chosen."""
+    head = {"script": "benchmarks/kernels.py", "machine": machine(), "only": list(words)}
+    head["simulated"] = HOW
     lines = ",\n".join(json.dumps(row) for row in rows)
     path.write_text(f'{json.dumps(head)[:-1]},\n"rows": [\n{lines}\n]}}\n')
 
@@ -112,7 +114,7 @@ def main() -> None:
             rows += rows_of(workload, bench)
             progress.advance(task)
     options.output.mkdir(parents=True, exist_ok=True)
-    write(options.output / "kernels.json", rows)
+    write(options.output / "kernels.json", rows, options.words)
     plot_work(options.output / "kernels_work.png", rows, CHIPS[0])
     plot_time(options.output / "kernels_time.png", rows, CHIPS)
     show(console, rows)

@@ -99,15 +99,31 @@ def launches(results: Row) -> Iterable[Row]:
     ]
 
 
-def long_calls(results: Row) -> Iterable[Row]:
-    """The calls of 8192 rows by every kernel, which the pictures show for all models."""
-    return [row for row in results["rows"] if row["workload"].startswith("causal 8192")]
+def served(results: Row) -> Iterable[Row]:
+    """A row by workload: M1 Max's tile, the plain kernel, and the tile that serves each chip."""
+    workloads: dict[str, list[Row]] = {}
+    for row in results["rows"]:
+        workloads.setdefault(row["workload"], []).append(row)
+    for found in workloads.values():
+        by_chip = {chip: row for row in found for chip in row["serves"]}
+        plain = next((row for row in found if row["kernel"] == "plain"), None)
+        yield {**by_chip[CHIPS[0]], "by_chip": by_chip, "plain": plain}
 
 
 def predicted(chip: str) -> Callable[[Row], str]:
-    return lambda row: figure("milliseconds")(row["predicted"].get(chip, {}))
+    """Milliseconds on a chip, the share that is matrix work, how many times longer plain takes."""
+
+    def cell(row: Row) -> str:
+        own, plain = row["by_chip"][chip]["predicted"][chip], row["plain"]
+        longer = "-"
+        if plain is not None:
+            longer = f"{plain['predicted'][chip]['milliseconds'] / own['milliseconds']:.1f}x"
+        return f"{own['milliseconds']:.3g} ({own['matrix_share']:.0%}, {longer})"
+
+    return cell
 
 
+CHIPS = ("M1 Max", "M3 Max", "M4", "M5 Max")
 SHAPE: Columns = {name: itemgetter(name) for name in ("case", "shape", "engine")}
 SECTIONS = (
     Section(
@@ -220,17 +236,17 @@ SECTIONS = (
         "Tiles in real models (simulated, times predicted)",
         "kernels",
         "kernels.py",
-        "Multiply-adds and device bytes over the least that a call needs, counted in metalsim, and"
-        " milliseconds that its [time model](../metalsim/docs/time_model.md) predicts. 32 heads of"
-        " 8192 causal rows; the pictures have all models. `plain` is a FlashAttention-2 kernel"
-        " without what makes ours fast.",
-        long_calls,
+        "{simulated} Milliseconds that metalsim's time model predicts for the tile that the plan"
+        " chooses, the share of them that is matrix work, and how many times longer a plain"
+        " FlashAttention-2 kernel takes ([the model's errors](../metalsim/docs/time_model.md))."
+        " Multiplies and bytes are of M1 Max's tile, over the least that any kernel needs; other"
+        " tiles are in the file.",
+        served,
         {
-            "call: kernel": lambda row: f"{row['workload']}: {row['kernel']}",
-            "serves": lambda row: ", ".join(row["serves"]),
+            "workload": itemgetter("workload"),
             "multiplies": figure("multiplies_over_least", ".2f"),
-            "bytes": figure("device_bytes_over_least", ".1f"),
-            **{chip: predicted(chip) for chip in ("M1 Max", "M3 Max", "M4", "M5 Max")},
+            "bytes": figure("device_bytes_over_least", ".2f"),
+            **{chip: predicted(chip) for chip in CHIPS},
         },
         "![Work over the least](../benchmarks/results/kernels_work.png)\n\n"
         "![Predicted times](../benchmarks/results/kernels_time.png)",
