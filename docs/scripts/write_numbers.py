@@ -99,6 +99,15 @@ def launches(results: Row) -> Iterable[Row]:
     ]
 
 
+def long_calls(results: Row) -> Iterable[Row]:
+    """The calls of 8192 rows by every kernel, which the pictures show for all models."""
+    return [row for row in results["rows"] if row["workload"].startswith("causal 8192")]
+
+
+def predicted(chip: str) -> Callable[[Row], str]:
+    return lambda row: figure("milliseconds")(row["predicted"].get(chip, {}))
+
+
 SHAPE: Columns = {name: itemgetter(name) for name in ("case", "shape", "engine")}
 SECTIONS = (
     Section(
@@ -206,6 +215,25 @@ SECTIONS = (
             "device bytes loaded": itemgetter("device_bytes_loaded"),
             "barriers": itemgetter("threadgroup_barriers"),
         },
+    ),
+    Section(
+        "Tiles in real models (simulated, times predicted)",
+        "kernels",
+        "kernels.py",
+        "Multiply-adds and device bytes over the least that a call needs, counted in metalsim, and"
+        " milliseconds that its [time model](../metalsim/docs/time_model.md) predicts. 32 heads of"
+        " 8192 causal rows; the pictures have all models. `plain` is a FlashAttention-2 kernel"
+        " without what makes ours fast.",
+        long_calls,
+        {
+            "call: kernel": lambda row: f"{row['workload']}: {row['kernel']}",
+            "serves": lambda row: ", ".join(row["serves"]),
+            "multiplies": figure("multiplies_over_least", ".2f"),
+            "bytes": figure("device_bytes_over_least", ".1f"),
+            **{chip: predicted(chip) for chip in ("M1 Max", "M3 Max", "M4", "M5 Max")},
+        },
+        "![Work over the least](../benchmarks/results/kernels_work.png)\n\n"
+        "![Predicted times](../benchmarks/results/kernels_time.png)",
     ),
     Section(
         "metalsim's own speed",

@@ -25,13 +25,8 @@ _MOST_ACCUMULATORS = 8
 more)."""
 _STEP = 16 * 32
 """Elements of K or V in a step of matmul2d, of which four of Q K' are loaded at once (mlx#3843)."""
-_VECTOR_CYCLES = 14.5 + 6 + 2 + 2 * 4.7 + 3
-"""A key of a query head, whatever D: simd_sum; maximum, two differences, two factors of log2(e),
-sum; two loads; two 64-bit pointers; the loop (mlx sdpa_vector.h, costs of metal-benchmarks)."""
-_SPREAD_CYCLES = 8
-"""The same where a simdgroup takes four keys at a time, softmax once for 32 (ggml-metal.metal)."""
 _VECTOR_FLOATS = 6
-"""Those of either that are floating-point arithmetic."""
+"""A key of a query head, whatever D: maximum, two differences, two factors of log2(e), sum."""
 _GEMM_ROWS = 32
 """And columns of a simdgroup of MLX's matrix product; 64 a threadgroup."""
 
@@ -50,6 +45,7 @@ class Kernel(NamedTuple):
     staged: bool
     converted: bool
     fenced: bool
+    held: int
     shuffled: bool
     extra_bytes: float
     group_bytes: int
@@ -59,6 +55,31 @@ class Kernel(NamedTuple):
     @property
     def block_q(self) -> int:
         return self.rows * self.simdgroups // self.team
+
+
+class Vector(NamedTuple):
+    """A kernel with a simdgroup for each query head and part of the keys."""
+
+    apart: bool
+    """Whether the heads of a key head are in threadgroups of their own."""
+    queries: int
+    """That share what is loaded of a key."""
+    element_cycles: int
+    """Instructions for each element of a lane, a key."""
+    cycles: float
+    """Of the others, a key."""
+    exponentials: int
+    """Of lanes, a key."""
+
+
+VECTORS = {
+    # A multiply-add for Q K', and two for O, which each key rescales (mlx sdpa_vector.h); then
+    # simd_sum, two loads, two 64-bit pointers and the loop, at metal-benchmarks' costs.
+    "vector": Vector(False, 1, 3, _VECTOR_FLOATS + 14.5 + 2 + 2 * 4.7 + 3, 2 * _LANES),
+    # Four keys at a time in groups of lanes, softmax once for 32 (ggml-metal.metal).
+    "vector-apart": Vector(True, 1, 2, 8, 1),
+    "vector-apart-2": Vector(True, 2, 2, 8, 1),
+}
 
 
 class Problem(NamedTuple):
@@ -94,8 +115,8 @@ def launches(problem: Problem, kernel: str, family: int) -> list[Work]:
     """The launches of a call on a chip of a family, one after the other."""
     if kernel == "unfused":
         return unfused_work(problem, family)
-    if kernel.startswith("vector"):
-        return [vector_work(problem, kernel, family)]
+    if kernel in VECTORS:
+        return [vector_work(problem, VECTORS[kernel], family)]
     return [tile_work(problem, kernels()[kernel], family)]
 
 
@@ -149,7 +170,7 @@ def _matrix_waits(work: Work, blocks: float, dim: int, kernel: Kernel, family: i
     """With the waits of `blocks` of keys, of all simdgroups: each fragment of Q' with its row of K,
     and each fragment of V that cannot be loaded ahead; staging, between four barriers."""
     across = dim // 8
-    starved = family <= 8 and across > _MOST_ACCUMULATORS
+    starved = family <= 8 and (kernel.held or dim) // 8 > _MOST_ACCUMULATORS
     values = across * kernel.block_k / 8 if kernel.fenced or starved else 1
     return work._replace(
         load_waits=blocks * (across + values),
@@ -172,27 +193,24 @@ def _tensor_waits(work: Work, blocks: float, problem: Problem, kernel: Kernel) -
     )
 
 
-def vector_work(problem: Problem, kernel: str, family: int) -> Work:
+def vector_work(problem: Problem, kernel: Vector, family: int) -> Work:
     """One simdgroup a query head and a part of the keys: each lane has D / 32 elements of Q and O.
 
-    A multiply-add an element for the dot product, a multiply and a multiply-add for O, which is
-    rescaled with each key, or rarely where softmax comes once for many. The heads of a threadgroup
-    find each other's keys in L1, but for the 8 KB of it of Apple7 and 8.
+    The heads of a threadgroup find each other's keys in L1, but for the 8 KB of it of Apple7 and 8.
     """
-    pairs, dim = problem.scores, problem.head_dim
-    spread = kernel.startswith("vector-apart")
-    elements = (2 if spread else 3) * dim / _LANES
-    loaded = pairs * 2 * dim * problem.element_bytes / (2 if kernel == "vector-apart-2" else 1)
+    pairs, elements = problem.scores, problem.head_dim / _LANES
+    loaded = pairs * 2 * problem.head_dim * problem.element_bytes / kernel.queries
+    shared = not kernel.apart and family > 8
     return Work(
         threadgroups=max(int(pairs) // 256, 1),
         simdgroups=1,
-        issue_cycles=pairs * (elements + (_SPREAD_CYCLES if spread else _VECTOR_CYCLES)),
-        float_cycles=pairs * (elements + _VECTOR_FLOATS),
-        exponentials=pairs * (1 if spread else 2 * _LANES),
+        issue_cycles=pairs * (kernel.element_cycles * elements + kernel.cycles),
+        float_cycles=pairs * (kernel.element_cycles * elements + _VECTOR_FLOATS),
+        exponentials=pairs * kernel.exponentials,
         l1_bytes=loaded,
-        l2_bytes=loaded if spread or family <= 8 else problem.unique_bytes,
+        l2_bytes=problem.unique_bytes if shared else loaded,
         dram_bytes=problem.unique_bytes,
-        registers=4 * dim // _LANES + _WORKING_REGISTERS,
+        registers=int(4 * elements) + _WORKING_REGISTERS,
         launches=2,
     )
 

@@ -7,6 +7,8 @@ from what its authors say of it (published_work.py).
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +93,7 @@ def milliseconds(row: Published, on: Chip) -> float:
 
 def error(row: Published) -> float:
     """Of the prediction, as a fraction of the published time."""
-    return milliseconds(row, chip(row.chip)) / row.milliseconds - 1
+    return _time(row) / row.milliseconds - 1
 
 
 def outside(row: Published) -> bool:
@@ -105,9 +107,25 @@ def summary(rows: list[Published]) -> str:
     worst = max(rows, key=lambda row: abs(error(row)))
     within = sum(not outside(row) for row in rows)
     return (
-        f"median error {statistics.median(errors):.0%}, worst {error(worst):+.0%} ({worst.name}), "
+        f"median error {statistics.median(errors):.1%}, worst {error(worst):+.0%} ({worst.name}), "
         f"{within} of {len(rows)} within 25%"
     )
+
+
+def ranking(rows: list[Published]) -> str:
+    """How many pairs of rows of the same call on the same chip, published as more than 10% apart,
+    are predicted in the same order; a tie is not."""
+    pairs = [
+        (first, second)
+        for first, second in itertools.combinations(rows, 2)
+        if (first.chip, first[4:11]) == (second.chip, second[4:11])
+        and abs(math.log(first.milliseconds / second.milliseconds)) > math.log(1.1)
+    ]
+    right = sum(
+        (first.milliseconds - second.milliseconds) * (_time(first) - _time(second)) > 0
+        for first, second in pairs
+    )
+    return f"{right} of {len(pairs)}"
 
 
 def page() -> str:
@@ -120,6 +138,7 @@ def page() -> str:
         "PREFILL": _of(free, lambda row: row.queries > 16),
         "DECODE": _of(free, lambda row: row.queries <= 16),
         "SETTLED": _of(free, lambda row: row.note not in ("clock", "spread", "drift")),
+        "RANKED": ranking(rows),
         "OUTSIDE": "\n".join(map(_outside_line, filter(outside, free))),
         "NOTES": "\n".join(f"- {name}: {reason}" for name, reason in read_notes().items()),
         "TABLE": "\n".join(map(_line, rows)),
@@ -127,6 +146,10 @@ def page() -> str:
     for name, value in facts.items():
         text = text.replace(f"@{name}@", value)
     return text
+
+
+def _time(row: Published) -> float:
+    return milliseconds(row, chip(row.chip))
 
 
 def _of(rows: list[Published], taken: Callable[[Published], bool]) -> str:
@@ -150,7 +173,7 @@ def _line(row: Published) -> str:
         f"{row.bits} bit",
         row.shape,
         f"{row.milliseconds:g}{' (derived)' if row.time.endswith('d') else ''}",
-        f"{milliseconds(row, chip(row.chip)):.3g}",
+        f"{_time(row):.3g}",
         f"{error(row):+.0%}",
         longest.limit,
         "yes" if row.fitted else "",

@@ -12,7 +12,7 @@ from .checks import check_lengths
 from .engines import append as portable
 from .engines import metal
 from .ops import attend, is_unwatched
-from .plan import plan
+from .plan import plan, set_aside
 from .problem import AttentionInputs, AttentionProblem, Request
 
 # The arguments are the fields of AppendInputs, then those of AppendRequest.
@@ -49,7 +49,7 @@ def append_and_attend(
         _check_values(append, new, how)
         check_lengths(problem, inputs, request)
         plan(problem, request.impl, request.kernel)
-    rotated = _run(append, new, how.impl) if is_unwatched(new) else _append_op(*new, *how)
+    rotated = _run(append, new, how) if is_unwatched(new) else _append_op(*new, *how)
     if append.rotary_dim and rotated is not None:
         inputs = inputs._replace(q=rotated)
     return attend(inputs, request)
@@ -65,8 +65,15 @@ def _check_values(problem: CacheAppend, inputs: AppendInputs, request: AppendReq
     check_append_lengths(problem, inputs, request)
 
 
-def _run(problem: CacheAppend, inputs: AppendInputs, impl: str) -> Tensor | None:
-    q = _engine(problem, impl).append(problem, inputs)
+def _run(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> Tensor | None:
+    try:
+        q = _engine(problem, request.impl).append(problem, inputs)
+    except metal.SetAside as refusal:  # at its first use: nothing is written yet
+        if request.impl == "metal":
+            raise
+        set_aside(problem, "append", refusal.reason)
+        _check_values(problem, inputs, request)
+        q = portable.append(problem, inputs)
     for x in (inputs.k_cache, inputs.v_cache, inputs.k_scale, inputs.v_scale):
         if x is not None:
             torch.autograd.graph.increment_version(x)
@@ -88,7 +95,7 @@ def _append(*arguments: Any) -> Tensor:
     request = AppendRequest(*arguments[_INPUTS:])
     problem = CacheAppend.of(inputs, request)
     _check_values(problem, inputs, request)
-    q = _run(problem, inputs, request.impl)
+    q = _run(problem, inputs, request)
     # An operator may not return its argument: where q is not rotated, the caller has it already.
     return inputs.k_new.new_empty(0) if q is None or q is inputs.q else q
 

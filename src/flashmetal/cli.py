@@ -67,18 +67,22 @@ def _parser() -> argparse.ArgumentParser:
     tune_command.add_command(commands, _device())
     verify = commands.add_parser("verify", help="the Metal kernels against the reference")
     verify.add_argument("--full", action="store_true", help="every feature and head dim")
-    verify.add_argument("--kernel", choices=KERNELS, action="append", help="default: all")
+    verify.add_argument(
+        "--kernel", choices=(*KERNELS, "append"), action="append", help="default: all"
+    )
     verify.add_argument("--dtype", choices=_DTYPES, action="append", help="default: all")
     verify.add_argument("--device", default=_device(), help="default: %(default)s")
-    verify.add_argument("--output-dir", type=Path, help="where the results go as JSON, to share")
+    verify.add_argument(
+        "--output-dir", type=Path, help="where the results go as JSON; --full: this folder"
+    )
     return parser
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verify import verify
+    from .verify import VERIFIED, verify
 
-    kernels, dtypes = options.kernel or KERNELS, options.dtype or _DTYPES
-    folder: Path | None = options.output_dir
+    kernels, dtypes = options.kernel or VERIFIED, options.dtype or _DTYPES
+    folder: Path | None = options.output_dir or (Path() if options.full else None)
     return verify(options.device, tuple(kernels), tuple(dtypes), options.full, folder)
 
 

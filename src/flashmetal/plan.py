@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from .cache_append import CacheAppend
 from .engines import metal, portable, stock
 from .engines.metal.runtime import Runtime, runtime_for
 from .problem import AttentionProblem
@@ -51,7 +52,7 @@ def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = Non
     return _plan(problem, impl, kernel, runtime_for(problem.device))
 
 
-def set_aside(problem: AttentionProblem, kernel: str, reason: str) -> None:
+def set_aside(problem: AttentionProblem | CacheAppend, kernel: str, reason: str) -> None:
     """Plan this problem without one of the Metal kernels from now on."""
     runtime = runtime_for(problem.device)
     if runtime is not None:

@@ -159,7 +159,7 @@ def threadgroup_bytes(
 ) -> int:
     """Threadgroup memory of a threadgroup: streamed blocks, and what the parts of a team exchange.
 
-    Rows are padded by 32 bytes. A decode also gathers the shares of its teams.
+    Rows are padded by up to 32 bytes. A decode also gathers the shares of its teams.
     """
     parts = [_part(tile, d) for d in (head_dim, head_dim_v)]
     row_bytes = sum(tile.team * part * element_bytes + 32 for part in parts)

@@ -83,10 +83,11 @@ class Trace:
         def watched(*arguments: Any) -> Any:
             if torch.compiler.is_compiling():
                 return function(*arguments)
-            _wait(arguments)
+            device = (arguments[1][0] if describe is _backward else arguments[0]).device
+            _wait(device)
             start = time.perf_counter()
             result = function(*arguments)
-            _wait(arguments)
+            _wait(device)
             seconds = time.perf_counter() - start
             kind, given = describe(*arguments)
             self._add(kind, seconds, _bytes((*given, *result)))
@@ -126,9 +127,8 @@ def _kind(function: str, problem: AttentionProblem, chosen: Plan) -> Kind:
     return Kind(function, problem, chosen.engine, chosen.kernel, chosen.why)
 
 
-def _wait(arguments: tuple[Any, ...]) -> None:
-    problem = next(x for x in (arguments[0], arguments[1][0]) if isinstance(x, AttentionProblem))
-    if problem.device != "cpu" and torch.accelerator.is_available():
+def _wait(device: str) -> None:
+    if device != "cpu" and torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 

@@ -21,6 +21,7 @@ from .engines.metal.machine_files import machine_name
 from .engines.metal.runtime import Runtime
 from .engines.metal.tile_choice import Choice, Pinned, Work, choose_tile
 from .engines.metal.variant import Loads
+from .gradients import QueryRows
 from .problem import AttentionInputs, AttentionProblem
 from .testing import make_output_gradients
 from .tiles import (
@@ -68,10 +69,9 @@ class Task(NamedTuple):
             name = "decode" if self.kernel == "decode" else self.unit
             return partial(metal.forward, problem, inputs, kernel=name, pinned=pinned)
         o, lse = metal.forward(problem, inputs, kernel=self.unit)
-        grads = make_output_gradients(o, lse, through_lse=False)
+        rows = QueryRows(o, lse, *make_output_gradients(o, lse, through_lse=False))
         wanted = ("q",) if self.kernel == "grad q" else ("k", "v")
-        saved = problem, inputs, o, lse, *grads, wanted
-        return partial(metal.backward, *saved, self.unit, pinned)
+        return partial(metal.backward, problem, inputs, rows, wanted, self.unit, pinned)
 
     def prove(self, pinned: Pinned) -> None:
         """Raise what is wrong with the kernel on a small problem."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from .checks import KERNELS
 from .engines import metal
 from .engines.metal.runtime import Runtime, runtime_for
 from .gradients import QueryRows
@@ -27,7 +28,9 @@ from .testing import (
     make_inputs,
     make_output_gradients,
 )
+from .testing_append import assert_append_matches_reference, copied, make_append
 
+VERIFIED = (*KERNELS, "append")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SHAPE = {"seqlen_q": 70, "seqlen_k": 100, "heads_q": 4, "heads_k": 2, "head_dim": 64}
 _PAGED = {"batch": 2, "page_size": 16, "seqused_k": (100, 37)}
@@ -55,6 +58,17 @@ _CACHED: dict[str, dict[str, Any]] = {
 }
 
 
+_APPENDED: dict[str, dict[str, Any]] = {
+    "dense": {"rotary_dim": 64},
+    "pages": {"page_size": 8, "rotary_dim": 24, "interleaved": False},
+    "packed": {"packed_q": True, "packed_new": True, "rotary_dim": 32, "rotary_seqlens": True},
+    "int8": {"page_size": 8, "k_format": "int8", "v_format": "int8"},
+    "fp8": {"page_size": 8, "k_format": "fp8", "v_format": "fp8"},
+    "int4": {"rotary_dim": 32, "rotate_rows": False, "k_format": "int8", "v_format": "int4"},
+    "D=33/7": {"head_dim": 33, "head_dim_v": 7, "rotary_dim": 6},
+}
+
+
 class Case(NamedTuple):
     """One call of one kernel; ``backward`` runs its gradients too."""
 
@@ -69,8 +83,12 @@ def cases(kernels: tuple[str, ...], dtypes: tuple[str, ...], full: bool) -> Iter
     """A call and its gradients a kernel and dtype; with ``full`` every feature and head dim."""
     trained = _TRAINED if full else {"causal": _TRAINED["causal"]}
     cached = _CACHED if full else {}
+    appended = _APPENDED if full else {"dense": _APPENDED["dense"]}
     for kernel in kernels:
         for dtype in dtypes:
+            if kernel == "append":
+                yield from (Case(kernel, dtype, name, x, False) for name, x in appended.items())
+                continue
             for name, fields in (trained | cached).items():
                 call = {**_SHAPE, **fields}
                 if kernel == "decode":
@@ -84,6 +102,9 @@ def cases(kernels: tuple[str, ...], dtypes: tuple[str, ...], full: bool) -> Iter
 def run(case: Case, device: str) -> str:
     """ "" if the case is right, else what is wrong."""
     try:
+        if case.kernel == "append":
+            _run_append(case, device)
+            return ""
         problem, inputs = make_inputs(**case.fields, dtype=DTYPES[case.dtype], device=device)
         o, lse = metal.forward(problem, inputs, kernel=case.kernel)
         on_cpu = problem._replace(device="cpu")
@@ -98,6 +119,14 @@ def run(case: Case, device: str) -> str:
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0]}"
     return ""
+
+
+def _run_append(case: Case, device: str) -> None:
+    problem, given = make_append(**case.fields, dtype=DTYPES[case.dtype])
+    found = copied(given)
+    found = found._make(None if x is None else x.to(device) for x in found)
+    q = metal.append(problem._replace(device=device), found)
+    assert_append_matches_reference(found, q, problem, given)
 
 
 def verify(

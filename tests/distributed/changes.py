@@ -86,12 +86,12 @@ BROKEN: dict[str, tuple[Callable[[int], Any], str, str]] = {
     "parts weigh the same": (_patched(ring, "_merge", _equal_weights), "ring", "plain"),
     "the sink counts twice": (_patched(ring, "_merge", _twice_the_sink), "ring", "sinks"),
     "top-left": (
-        _patched(sharding, "_visible", lambda old: lambda q, k, _, window: old(q, k, 0, window)),
+        _patched(sharding, "visible", lambda old: lambda q, k, _, window: old(q, k, 0, window)),
         "ring",
         "causal",
     ),
-    "right bound off by one": (_patched(sharding, "_visible", _wider(0, 1)), "ring", "window"),
-    "left bound off by one": (_patched(sharding, "_visible", _wider(1, 0)), "ring", "window"),
+    "right bound off by one": (_patched(sharding, "visible", _wider(0, 1)), "ring", "window"),
+    "left bound off by one": (_patched(sharding, "visible", _wider(1, 0)), "ring", "window"),
     "backward by a piece's own lse": (_patched(ring, "_piece_backward", _own_lse), "ring", "plain"),
     "gradients of keys stay where they are": (
         _patched(groups.Ranks, "shift", _strays),

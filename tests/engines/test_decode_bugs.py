@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashmetal
 from flashmetal.engines import panels, portable, stock
@@ -102,6 +104,48 @@ def test_one_long_sequence_does_not_widen_short_ones() -> None:
     with Operations() as mode:
         portable.forward(problem, inputs)
     assert mode.largest <= max(2 * 2 * (sum(lengths) + 4096), inputs.k.numel())
+
+
+class KernelCalls(TorchDispatchMode):
+    """The keys that each call of torch's fused kernel was given, as shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            self.keys.append(tuple(args[1].shape))
+        return func(*args, **(kwargs or {}))
+
+
+# Keys of five sequences in a cache of 2400, and those that one call is given together.
+PADDED: dict[str, tuple[dict[str, Any], int]] = {
+    "padded left": ({"leftpad_k": (300, 0, 1611, 599, 0)}, 2400),
+    "a static cache": ({"seqused_k": (520, 400, 530, 700, 1), "leftpad_k": (9, 0, 5, 690, 0)}, 700),
+    "one is empty": ({"seqused_k": (520, 0, 530, 700, 600)}, 0),
+    "one is long": ({"seqused_k": (2400, 3, 5, 2, 1)}, 0),
+}
+
+
+@pytest.mark.parametrize("case", PADDED)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_padded_decode_is_one_call(case: str, sinks: bool) -> None:
+    """What lies in the padding is only masked, unless it is not finite: then it is not touched."""
+    lengths, together = PADDED[case]
+    problem, inputs = make_inputs(
+        batch=5, seqlen_q=1, seqlen_k=2400, heads_q=6, heads_k=2, sinks=sinks, **lengths
+    )
+    assert bool(inputs.v.isnan().any())
+    assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
+    finite = inputs._replace(k=inputs.k.nan_to_num(7.0), v=inputs.v.nan_to_num(7.0))
+    with KernelCalls() as mode:
+        o, lse = stock.forward(problem, finite)
+    assert_matches_reference(o, lse, problem, finite)
+    whole = (5, 2, together, problem.head_dim)
+    assert mode.keys == [whole] if together else (5, 2) not in {shape[:2] for shape in mode.keys}
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["neighbours", "scattered"])

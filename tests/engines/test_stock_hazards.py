@@ -95,10 +95,21 @@ def test_other_devices_are_refused() -> None:
 
 
 def test_the_portable_engine_takes_decode_steps_of_grouped_heads() -> None:
-    shape = {"seqlen_q": 1, "seqlen_k": 4096, "head_dim": 64}
+    shape = {"seqlen_q": 2, "seqlen_k": 4096, "head_dim": 64}
     grouped, _ = make_inputs(**shape, heads_q=8, heads_k=2)
     preferred, why = stock.prefer_stock(grouped)
     assert not preferred
     assert "reads k and v 4 times" in why
     assert stock.prefer_stock(make_inputs(**shape, heads_q=2, heads_k=2)[0])[0]
     assert stock.prefer_stock(make_inputs(**{**shape, "seqlen_q": 512}, heads_q=8, heads_k=2)[0])[0]
+
+
+def test_single_rows_of_grouped_heads_keep_all_threads_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, _ = make_inputs(seqlen_q=1, seqlen_k=4096, head_dim=64, heads_q=8, heads_k=2)
+    for threads, expected in ((2, True), (3, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        preferred, why = stock.prefer_stock(problem)
+        assert preferred == expected
+        assert preferred or "2 of the threads" in why

@@ -47,6 +47,13 @@ def test_memory_is_linear_in_the_sequence(dtype: torch.dtype, features: dict[str
         assert largest(portable, seqlen, dtype=dtype, **features) <= 2 * 16 * seqlen
 
 
+def test_memory_beside_the_results_does_not_grow_in_a_window() -> None:
+    """Keys are 32 times as long as values: a copy of all in float32 would be the largest."""
+    call = {"head_dim": 64, "head_dim_v": 2, "window_left": 40, "window_right": 0, "sinks": True}
+    for seqlen in (1024, 4096):
+        assert largest(portable, seqlen, dtype=torch.float16, **call) <= 2 * SMALL_TILES.scores
+
+
 @pytest.mark.parametrize("window_right", [-1, 0])
 def test_stock_makes_no_matrix_of_scores(window_right: int) -> None:
     assert largest(stock, 2048, window_right=window_right) <= 2 * 16 * 2048

@@ -171,7 +171,7 @@ def test_explain_says_where_a_tile_comes_from() -> None:
     with metal_runtime(runtime("M1", rows=(measured(origin="measured: M1"),))):
         words = str(flashmetal.explain(q, q, q, impl="metal"))
         assert "tile of forward: 4 simdgroups, 8 rows by 8 (measured: M1)" in words
-        assert "(tiles.txt: budget)" in str(flashmetal.explain(*[q.float()] * 3, impl="metal"))
+        assert "(tiles.txt: model)" in str(flashmetal.explain(*[q.float()] * 3, impl="metal"))
         trained = flashmetal.explain(*[q.requires_grad_()] * 3, impl="metal")
         assert any(x.startswith("tile of grad kv: ") for x in trained.tiles)
         assert flashmetal.explain(q, q, q, impl="reference").tiles == ()

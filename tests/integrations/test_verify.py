@@ -11,14 +11,15 @@ import pytest
 import metalsim
 from flashmetal.cli import main
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.verify import cases, run
+from flashmetal.verify import VERIFIED, cases
 
 ONE = ["verify", "--device", "cpu", "--dtype", "float16", "--kernel", "simdgroup"]
 
 
 def test_right_kernels_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--kernel", "decode", "--kernel", "append", "--output-dir", str(tmp_path))
     with metal_runtime(Runtime(metalsim.compile_shader, "cpu", Gpu.named("M1"))):
-        assert main([*ONE, "--kernel", "decode", "--output-dir", str(tmp_path)]) == 0
+        assert main([*ONE, *more]) == 0
     assert "1 right" in capsys.readouterr().out
     (path,) = tmp_path.iterdir()
     record = json.loads(path.read_text())
@@ -26,6 +27,7 @@ def test_right_kernels_are_recorded(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [(x["kernel"], x["wrong"]) for x in record["results"]] == [
         ("simdgroup", ""),
         ("decode", ""),
+        ("append", ""),
     ]
 
 
@@ -46,8 +48,12 @@ def test_without_a_runtime_there_is_nothing_to_verify(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.long
-def test_every_case_is_right() -> None:
+def test_every_case_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with metal_runtime(Runtime(metalsim.compile_shader, "cpu", Gpu.named("M5"))):
-        kernels = ("tensor", "simdgroup", "scalar", "decode")
-        wrong = {case[:3]: run(case, "cpu") for case in cases(kernels, ("float16",), full=True)}
-    assert {case: verdict for case, verdict in wrong.items() if verdict} == {}
+        main(["verify", "--full", "--device", "cpu", "--dtype", "float16"])
+    (path,) = tmp_path.glob("flashmetal-*-m5-*.json")
+    results = json.loads(path.read_text())["results"]
+    assert [x for x in results if x["wrong"]] == []
+    ran = [(x["kernel"], x["case"]) for x in results]
+    assert ran == [case[:3:2] for case in cases(VERIFIED, ("float16",), full=True)]

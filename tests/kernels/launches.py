@@ -24,9 +24,9 @@ from flashmetal.engines.metal import Runtime, metal_runtime
 from flashmetal.gradients import QueryRows
 from flashmetal.reference import attention_reference
 from flashmetal.testing import differentiable, make_inputs, make_output_gradients
+from flashmetal.testing_append import make_append
 from metalsim.buffer_files import read_buffer
 
-from .appends import make_append
 from .simulated import gpu_of
 
 CompileShader = Callable[[str], Any]  # a library of kernels
@@ -88,9 +88,8 @@ def decode(fields: dict[str, Any]) -> tuple[Tensor, ...]:
 
 def append(fields: dict[str, Any]) -> tuple[Tensor, ...]:
     del fields
-    torch.manual_seed(1)
     formats = {"k_format": "int8", "v_format": "int4", "page_size": 8}
-    problem, inputs = make_append(torch.float16, rotary_dim=32, **formats)
+    problem, inputs = make_append(dtype=torch.float16, rotary_dim=32, **formats)
     q = metal.append(problem, inputs)
     results = (q, inputs.k_cache, inputs.v_cache, inputs.k_scale, inputs.v_scale)
     return tuple(x for x in results if x is not None)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flashmetal.cache_append import AppendInputs
+import metalsim
+from flashmetal import cache_ops
+from flashmetal.cache_append import AppendInputs, AppendRequest, CacheAppend
 from flashmetal.engines import append as portable
-from flashmetal.engines.metal import metal_runtime
+from flashmetal.engines import metal
+from flashmetal.engines.metal import Runtime, SetAside, Trust, metal_runtime
 from flashmetal.engines.metal.append import append
+from flashmetal.testing_append import copied, make_append
 
 from ..features import in_turn
-from .appends import make_append
-from .simulated import bits, runtime
+from .simulated import bits, gpu_of, runtime
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+PACKED = {"packed_q": True, "packed_new": True}
 CASES: dict[str, dict[str, Any]] = {
     "dense": {},
     "pages": {"page_size": 8},
@@ -29,16 +35,10 @@ CASES: dict[str, dict[str, Any]] = {
     "halves": {"rotary_dim": 64, "interleaved": False},
     "part of a row": {"rotary_dim": 24, "interleaved": False, "page_size": 8},
     "queries at one position": {"rotary_dim": 32, "rotate_rows": False},
-    "packed": {"packed": True, "rotary_dim": 64, "page_size": 8, "k_format": "int8"},
+    "packed": {**PACKED, "rotary_dim": 64, "page_size": 8, "k_format": "int8"},
     "odd dimensions": {"head_dim": 33, "head_dim_v": 7, "rotary_dim": 6},
     "strided": {"strided": True, "rotary_dim": 64},
 }
-
-
-def copied(inputs: AppendInputs) -> AppendInputs:
-    names = ("k_cache", "v_cache", "k_scale", "v_scale")
-    given = {name: getattr(inputs, name) for name in names}
-    return inputs._replace(**{name: x.clone() for name, x in given.items() if x is not None})
 
 
 def written(inputs: AppendInputs, q: Tensor | None) -> list[Tensor]:
@@ -48,7 +48,7 @@ def written(inputs: AppendInputs, q: Tensor | None) -> list[Tensor]:
 
 @pytest.mark.parametrize(("case", "dtype"), in_turn(CASES, DTYPES))
 def test_bits_of_the_definition(case: str, dtype: torch.dtype) -> None:
-    problem, expected = make_append(dtype, **CASES[case])
+    problem, expected = make_append(dtype=dtype, **CASES[case])
     found = copied(expected)
     q = portable.append(problem, expected)
     with metal_runtime(runtime()):
@@ -58,7 +58,7 @@ def test_bits_of_the_definition(case: str, dtype: torch.dtype) -> None:
 
 
 def test_zeros_have_scale_zero() -> None:
-    problem, inputs = make_append(torch.float16, k_format="int4", v_format="fp8")
+    problem, inputs = make_append(dtype=torch.float16, k_format="int4", v_format="fp8")
     inputs.k_new.zero_()
     inputs.v_new.zero_()
     with metal_runtime(runtime()):
@@ -66,3 +66,76 @@ def test_zeros_have_scale_zero() -> None:
     assert torch.all(inputs.k_scale[0, :4] == 0)
     assert torch.all(inputs.k_cache[0, :4] == 0x88)
     assert torch.all(inputs.v_cache[0, :4].float() == 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_small_append_of_a_proof_has_the_variant_of_the_call(case: str) -> None:
+    problem, inputs = make_append(dtype=torch.float16, **CASES[case])
+    sources: list[str] = []
+    proving = Runtime(partial(idle, sources), "cpu", gpu_of("M1"), trust=Trust())
+    wrong = pytest.warns(RuntimeWarning, match="cache_append float16 D=.* is wrong by")
+    with metal_runtime(proving), wrong, pytest.raises(SetAside):
+        append(problem, copied(inputs))
+    assert len(sources) == 1
+    with metal_runtime(Runtime(partial(idle, sources), "cpu", gpu_of("M1"))):
+        append(problem, copied(inputs))
+    assert sources[0] == sources[1]
+
+
+def idle(sources: list[str], source: str) -> Any:
+    """A compiler of kernels that do nothing."""
+    sources.append(source)
+    return SimpleNamespace(cache_append=lambda *arguments, **launch: None)
+
+
+FAULTS = {
+    "scale": ("scales[0] = scale;", "scales[0] = 1.02f * scale;"),
+    "angle": ("x + y : x - y", "x + y : x + y"),
+    "row": ("place = before + row;", "place = before + row + 1;"),
+    "compiler": ("kernel void", "colonel void"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_append_is_set_aside_and_torch_serves(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_shader(source: str) -> Any:
+        return metalsim.compile_shader(source.replace(*FAULTS[fault]))
+
+    def metal_first(problem: CacheAppend, impl: str) -> Any:
+        return metal if metal.refuse_append(problem) is None else portable
+
+    monkeypatch.setattr(cache_ops, "_engine", metal_first)
+    how = AppendRequest("test")
+    _, given = make_append(dtype=torch.float16, k_format="int8", rotary_dim=32, page_size=8)
+    found, expected = copied(given), copied(given)
+    with metal_runtime(Runtime(compile_shader, "cpu", gpu_of("M1"), trust=Trust())):
+        with pytest.warns(RuntimeWarning, match="cache_append float16 .*is set aside") as caught:
+            cache_ops.append_to_cache(found, how)
+        assert len(caught) == 1
+        with pytest.raises(SetAside, match="cache_append"):
+            append(CacheAppend.of(given, how), copied(given))
+        monkeypatch.undo()
+        with pytest.raises(NotImplementedError, match="impl='metal' cannot serve this append"):
+            cache_ops.append_to_cache(copied(given), how._replace(impl="metal"))
+    portable.append(CacheAppend.of(given, how), expected)
+    for x, y in zip(written(found, None), written(expected, None), strict=True):
+        assert all(map(torch.equal, bits(x), bits(y)))
+
+
+def test_a_right_append_is_proven_once() -> None:
+    compiled: list[str] = []
+
+    def compile_shader(source: str) -> metalsim.ShaderLibrary:
+        compiled.append(source)
+        return metalsim.compile_shader(source)
+
+    problem, inputs = make_append(dtype=torch.float16, rotary_dim=64, v_format="int4")
+    expected = copied(inputs)
+    with metal_runtime(Runtime(compile_shader, "cpu", gpu_of("M1"), trust=Trust())):
+        q = append(problem, inputs)
+    assert len(compiled) == 1
+    q_expected = portable.append(problem, expected)
+    for x, y in zip(written(inputs, q), written(expected, q_expected), strict=True):
+        assert all(map(torch.equal, bits(x), bits(y)))

@@ -22,11 +22,11 @@ from flashmetal.testing import (
     make_inputs,
     make_output_gradients,
 )
+from flashmetal.testing_append import copied, make_append
 
 from ..features import CACHES, FEATURES, SHAPE, TRAINING
-from .appends import make_append
 from .simulated import TILE_GPUS, bits
-from .test_append import CASES, copied, written
+from .test_append import CASES, written
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -92,7 +92,7 @@ def test_backward(feature: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("case", "dtype"), list(zip(CASES, cycle(DTYPES), strict=False)), ids=str)
 def test_append(case: str, dtype: torch.dtype) -> None:
     """To the bit, as in the simulator."""
-    problem, expected = make_append(dtype, **CASES[case])
+    problem, expected = make_append(dtype=dtype, **CASES[case])
     found = copied(expected)
     found = found._make(None if x is None else x.cuda() for x in found)
     q = portable.append(problem, expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -137,14 +138,23 @@ def test_gradients_come_from_the_next_engine() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_an_explicit_kernel_raises_and_names_itself() -> None:
+@pytest.mark.parametrize(
+    ("kernel", "mark", "name"),
+    [
+        ("simdgroup", '"tile.h"', "attention_forward float32 D=32 simdgroup"),
+        ("scalar", "attention_forward_scalar.metal", "attention_forward_scalar float32 D=32"),
+        ("decode", "attention_decode.metal", "attention_decode float32 D=32 simdgroup"),
+    ],
+)
+def test_an_explicit_kernel_raises_and_names_itself(kernel: str, mark: str, name: str) -> None:
+    """Each time, and also where the call is the very one of the proof."""
     q = torch.randn(1, 20, 2, 32)
-    with (
-        metal_runtime(faulty_runtime(gives_nan, '"tile.h"')),
-        pytest.warns(RuntimeWarning),
-        pytest.raises(SetAside, match=r"attention_forward float32 D=32 simdgroup.* is wrong at"),
-    ):
-        flashmetal.flash_attn_func(q, q, q, impl="metal", kernel="simdgroup")
+    call = partial(flashmetal.flash_attn_func, q, q, q, impl="metal", kernel=kernel)
+    with metal_runtime(faulty_runtime(gives_nan, mark)):
+        with pytest.warns(RuntimeWarning), pytest.raises(SetAside, match=f"{name}.* is wrong at"):
+            call()
+        with pytest.raises(SetAside, match=f"{name}.* is wrong at"):
+            call()
 
 
 def test_verdicts_outlive_the_process_and_know_the_source(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def machine_digest() -> str:
 
 @functools.lru_cache(maxsize=1)
 def front_end_digest() -> str:
-    """Stands for the way from Metal source to C++."""
-    return digest_of([*sorted((_PACKAGE / "frontend").glob("*.py")), _PACKAGE / "library.py"])
+    """Stands for the way from Metal source to C++, and for the records that are kept of it."""
+    return digest_of([*sorted((_PACKAGE / "frontend").glob("*.py")), _PACKAGE / "build.py"])
 
 
 def digest_of(files: list[Path]) -> str:

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except SimulationError as error:
         print(
-            quote_finding(error, f"{path}: kernel {options.kernel}", str(path), source),
+            quote_finding(error, options.kernel, str(path), source),
             file=sys.stderr,
         )
         return 1

@@ -68,7 +68,8 @@ class Finding(NamedTuple):
             "alignment": _alignment,
         }
         again = f" ({self.count} times)" if self.count > 1 else ""
-        return f"{self.kernel}:{_place(self.file, self.line)}: {texts[self.kind](self)}{again}"
+        where = f"{_place(self.file, self.line)}: kernel {self.kernel}"
+        return f"{where}: {texts[self.kind](self)}{again}"
 
     @property
     def memory(self) -> str:

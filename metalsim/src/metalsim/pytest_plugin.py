@@ -32,8 +32,8 @@ class CheckedKernel:
         except KernelReportedError:
             raise
         except SimulationError as error:
-            where = f"metalsim: kernel {self._kernel.name}"
-            finding = quote_finding(error, where, PROGRAM_SOURCE, self._source)
+            quoted = quote_finding(error, self._kernel.name, PROGRAM_SOURCE, self._source)
+            finding = f"metalsim: {quoted}"
         else:
             return
         # Not an Exception: code under test that catches errors cannot hide a finding.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .errors import PROGRAM_SOURCE, SimulationError
+from .errors import PROGRAM_SOURCE, CheckError, SimulationError
 
 _LINE = re.compile(rf"(?:\bline |{PROGRAM_SOURCE}:)(\d+)")
 _LINE_OF_SOURCE = re.compile(rf"{PROGRAM_SOURCE}:(\d+)")
@@ -31,11 +31,13 @@ def quote_errors(errors: str, path: Path, source: str) -> str:
     return "\n".join(text)
 
 
-def quote_finding(error: SimulationError, where: str, file: str, source: str) -> str:
-    """What went wrong in a launch, in `where` and in the file of this name, with the lines of the
-    source that it names."""
+def quote_finding(error: SimulationError, kernel: str, file: str, source: str) -> str:
+    """What went wrong in a launch of `kernel`, with the lines of `source` that it names; the source
+    goes by the name `file`."""
     message = str(error).replace(f"{PROGRAM_SOURCE}:", f"{file}:")
-    text = [f"{where}: {error.kind} error: {message}"]
+    if not isinstance(error, CheckError):  # whose findings say where they are
+        message = f"{file}: kernel {kernel}: {error.kind} error: {message}"
+    text = [message]
     # A bare "line 4" may be one of an included file.
     pattern = _LINE_OF_SOURCE if _OWN_INCLUDE.search(source) else _LINE
     for line in sorted({int(match[1]) for match in pattern.finditer(str(error))}):

@@ -136,6 +136,10 @@ def test_namespaces_surround_the_entry() -> None:
         ("threadgroup typename X<T>::Y v;", "VARIABLE ( 0 , v , typename X < T > :: Y )"),
         ("alignas(16) threadgroup volatile int v;", "VARIABLE ( 0 , v , volatile int )"),
         ("float threadgroup v[2];", "VARIABLE ( 0 , v , float [ 2 ] )"),
+        (
+            "threadgroup float u, v[2] = {0};",
+            "v , float [ 2 ] ) ; const float metalsim_initializer_of_v [ 2 ] = { 0 } ;",
+        ),
         ("for (;;) { threadgroup int v; }", "for ( ; ; ) { VARIABLE ( 0 , v , int )"),
         ("threadgroup float* p = a;", "SPACE float * p = a"),
         ("threadgroup float (*p)[4] = a;", "SPACE float ( * p ) [ 4 ] = a"),
@@ -193,6 +197,11 @@ def test_a_template_with_a_parameter_that_has_no_name() -> None:
         ("constant constexpr int N = 4;", "METALSIM_CONSTANT constexpr int N = 4;"),
         ("constexpr constant int N = 4;", "constexpr METALSIM_CONSTANT int N = 4;"),
         ("constant float t[2] = {1, 2};", "METALSIM_CONSTANT const float t[2] = {1, 2};"),
+        (
+            "void f(volatile coherent(system) device int* x);",
+            "void f(volatile METALSIM_DEVICE int* x);",
+        ),
+        ("void f(coherent device int* coherent);", "void f( METALSIM_DEVICE int* coherent);"),
         ("struct S { constant int* p; };", "struct S { METALSIM_CONSTANT const int* p; };"),
         ("int f(constant const int& x);", "int f( METALSIM_CONSTANT const int& x);"),
         ("int f(const constant int& x);", "int f(const METALSIM_CONSTANT int& x);"),
@@ -244,7 +253,7 @@ def test_words(source: str, expected: str) -> None:
 def test_function_constants() -> None:
     source = (
         "constant bool a [[function_constant(0)]];\n"
-        "constant float2 b [[function_constant(1)]];\n"
+        "static constant constexpr const float2 b [[function_constant(1)]];\n"
         "constant int c [[function_constant(2)]];\n"
         "constant int d = is_function_constant_defined(c) ? c : 7;\n"
     )

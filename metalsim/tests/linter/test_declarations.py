@@ -13,8 +13,8 @@ from metalsim.machine import INCLUDE_DIRECTORY
 
 _NAMESPACE = re.compile(r"namespace ([\w:]+) \{")
 _NAME = re.compile(
-    r"METALSIM_(?:COUNTED|MATH_\d|VECTOR_\d|TEST|SIMD_COMBINE|QUAD_\w+|ATOMIC_UPDATE|TRAIT"
-    r"|FUNCTION_\d|MEASURE_\d|UPDATE)\((\w+)"
+    r"METALSIM_(?:COUNTED|COUNTED_BUILTIN|MATH_\d|BUILTIN_\d|VECTOR_\d|TEST|SIMD_COMBINE|QUAD_\w+"
+    r"|ATOMIC_UPDATE|TRAIT|FUNCTION_\d|MEASURE_\d|UPDATE)\((\w+)"
     r"|(?:[\w:<>]+ )+(\w+)\([\w<>&*, =]*\);$"
     r"|(?:METALSIM_CONSTANT )?inline constexpr \w+ (\w+)"
     r"|METALSIM_INLINE .*?\b(\w+)\("
@@ -35,7 +35,7 @@ def names_in(headers: Path) -> Iterator[tuple[str, str]]:
             if opened := _NAMESPACE.match(line):
                 namespace = opened[1]
             elif line.startswith("}  // namespace"):
-                namespace = "metal" if "fast" in line or "precise" in line else ""
+                namespace = ""
             elif namespace in ("metal", "mpp::tensor_ops") and (match := _NAME.match(line)):
                 name = next(group for group in match.groups() if group)
                 if not name.startswith(("operator", "metalsim_")):

@@ -53,7 +53,7 @@ def test_what_the_front_end_refuses_hides_nothing_behind_it() -> None:
     source = """float counter = 0;
 inline void f(float* a) {}
 kernel void twice(device float* x [[buffer(0)]], device float* y [[buffer(0)]]) {
-  threadgroup float tile[4] = {};
+  threadgroup int count = 0;
   inner([](float b) { return b; });
 }
 kernel int returns(device float* x, device float2* y [[thread_position_in_grid]]) {}
@@ -62,7 +62,7 @@ kernel int returns(device float* x, device float2* y [[thread_position_in_grid]]
         (1, "program-scope"),
         (2, "address-space"),
         (3, "buffer-index"),
-        (4, "threadgroup-variable"),
+        (4, "source"),
         (5, "lambda"),
         (7, "attribute"),
     ]

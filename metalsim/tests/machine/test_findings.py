@@ -66,7 +66,7 @@ def test_a_race_says_where_and_what_to_do(library: metalsim.ShaderLibrary):
     assert {(finding.access, finding.line), finding.other[:3:2]} == {("write", 7), ("read", 8)}
     assert (finding.kind, finding.space, finding.variable) == ("race", "threadgroup", "tile")
     assert finding.count == 64
-    assert "neighbour:program_source:" in str(finding)
+    assert ": kernel neighbour: " in str(finding)
     assert "put threadgroup_barrier(mem_flags::mem_threadgroup) between them" in str(caught.value)
 
 

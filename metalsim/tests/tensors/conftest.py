@@ -1,4 +1,5 @@
-"""What the tests of Metal 4's tensors share: the headers in front of every program."""
+"""What the tests of Metal 4's tensors share: the headers in front of every program, and
+`TENSORS(a, b, c)`: operands of 16x16 times 16x32."""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ _HEADERS = """
 #include <MetalPerformancePrimitives/MetalPerformancePrimitives.h>
 using namespace metal;
 using namespace mpp::tensor_ops;
+#define TENSORS(a, b, c)                       \\
+  auto ta = tensor(a, extents<int, 16, 16>()); \\
+  auto tb = tensor(b, extents<int, 32, 16>()); \\
+  auto tc = tensor(c, extents<int, 32, 16>())
 #line 1
 """
 

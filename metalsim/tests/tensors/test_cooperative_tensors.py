@@ -217,9 +217,7 @@ def test_any_order_of_lanes_gives_the_same_bits(tensor_library: Tensors, seed: i
 RIGHT = """
 // C = A (A B) with A B handed on as the right input, or through memory where it cannot be.
 kernel void squared(device half* a, device half* b, device float* c, device bool* direct) {
-  auto ta = tensor(a, extents<int, 16, 16>());
-  auto tb = tensor(b, extents<int, 32, 16>());
-  auto tc = tensor(c, extents<int, 32, 16>());
+  TENSORS(a, b, c);
   matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
   auto first = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), half>();
   op.run(ta, tb, first);
@@ -237,9 +235,7 @@ kernel void squared(device half* a, device half* b, device float* c, device bool
   }
 }
 kernel void alone(device half* a, device half* b, device float* c) {
-  auto ta = tensor(a, extents<int, 16, 16>());
-  auto tb = tensor(b, extents<int, 32, 16>());
-  auto tc = tensor(c, extents<int, 32, 16>());
+  TENSORS(a, b, c);
   matmul2d<matmul2d_descriptor(16, 32, 16), execution_thread> op;
   auto sums = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
   op.run(ta, tb, sums);

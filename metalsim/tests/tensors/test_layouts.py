@@ -121,9 +121,7 @@ TYPED = """
 // of an operation of another depth: the same elements only where layouts agree.
 template <class To, int depth>
 kernel void copies(device half* a, device half* b, device float* c) {
-  auto ta = tensor(a, extents<int, 16, 16>());
-  auto tb = tensor(b, extents<int, 32, 16>());
-  auto tc = tensor(c, extents<int, 32, 16>());
+  TENSORS(a, b, c);
   matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
   matmul2d<matmul2d_descriptor(16, 32, depth), execution_simdgroup> other;
   auto s = op.template get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
@@ -169,9 +167,7 @@ HARD_CODED = """
 // Doubles column 3 of a tile, with an M5's lane layout written down instead of asked for.
 kernel void relies_on_apple10(device half* a, device half* b, device float* c,
                               uint lane [[thread_index_in_simdgroup]]) {
-  auto ta = tensor(a, extents<int, 16, 16>());
-  auto tb = tensor(b, extents<int, 32, 16>());
-  auto tc = tensor(c, extents<int, 32, 16>());
+  TENSORS(a, b, c);
   matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
   auto sums = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
   op.run(ta, tb, sums);
@@ -181,9 +177,7 @@ kernel void relies_on_apple10(device half* a, device half* b, device float* c,
   sums.store(tc);
 }
 kernel void asks(device half* a, device half* b, device float* c) {
-  auto ta = tensor(a, extents<int, 16, 16>());
-  auto tb = tensor(b, extents<int, 32, 16>());
-  auto tc = tensor(c, extents<int, 32, 16>());
+  TENSORS(a, b, c);
   matmul2d<matmul2d_descriptor(16, 32, 16), execution_simdgroup> op;
   auto sums = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();
   op.run(ta, tb, sums);

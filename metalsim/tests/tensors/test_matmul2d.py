@@ -181,9 +181,7 @@ def test_refused_types(tensor_library: Tensors) -> None:
 
 RELAXED = "".join(
     f"""kernel void {name}(device float* a, device float* b, device float* c) {{
-      auto ta = tensor(a, extents<int, 16, 16>());
-      auto tb = tensor(b, extents<int, 32, 16>());
-      auto tc = tensor(c, extents<int, 32, 16>());
+      TENSORS(a, b, c);
       matmul2d<matmul2d_descriptor(16, 32, 16, false, false, {relaxed}), {scope}> op;
       op.run(ta, tb, tc);
     }}
@@ -261,9 +259,7 @@ def test_slices(tensor_library: Tensors) -> None:
 
 CONVENTIONS = "".join(
     f"""kernel void {name}(device half* a, device half* b, device float* c) {{
-      auto ta = tensor(a, extents<int, 16, 16>());
-      auto tb = tensor(b, extents<int, 32, 16>());
-      auto tc = tensor(c, extents<int, 32, 16>());
+      TENSORS(a, b, c);
       constexpr auto mode = matmul2d_descriptor::mode::{mode};
       matmul2d<matmul2d_descriptor(16, 32, 16, false, false, false, mode), execution_simdgroup> op;
       auto sums = op.get_destination_cooperative_tensor<decltype(ta), decltype(tb), float>();

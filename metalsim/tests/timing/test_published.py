@@ -60,6 +60,16 @@ def test_a_row_has_a_note_if_and_only_if_it_is_outside(study: ModuleType):
     assert {row.note for row in rows} - {"-"} == set(notes)
 
 
+def test_pairs_are_ranked_among_rows_of_one_call(study: ModuleType):
+    fused = [row for row in study.read_rows() if row.chip == "M3-Max" and row.head_dim == 256]
+    assert [row.milliseconds for row in fused] == [78.45, 154.5, 37.73]
+    assert study.ranking(fused) == "3 of 3"
+    assert study.ranking([fused[0], fused[0]._replace(time="99")]) == "0 of 1"
+    assert study.ranking([fused[0], fused[0]._replace(time="79"), fused[1]._replace(keys=1)]) == (
+        "0 of 0"
+    )
+
+
 @pytest.mark.parametrize("part", ["matrix", "ALU", "L1", "L2", "latency", "DRAM"])
 def test_each_part_matters_to_some_row(study: ModuleType, part: str):
     limits = [

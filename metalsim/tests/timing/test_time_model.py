@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +75,37 @@ def test_each_limit_by_hand(work: Work, name: str, limit: str, milliseconds: flo
     assert prediction.limits["tail"] == pytest.approx(0)
 
 
+@pytest.mark.parametrize(
+    ("counter", "count", "limit"),
+    [
+        ("matrix_multiplies", 10**9, "matrix"),
+        ("tensor_multiply_adds", 10**12, "matrix"),
+        ("threadgroup_loads", 10**9, "ALU"),
+        ("reductions", 10**9, "ALU"),
+        ("trigonometric", 10**10, "ALU"),
+        ("exponentials", 10**10, "exp"),
+        ("threadgroup_bytes_stored", 10**10, "L1"),
+        ("bank_conflicts", 10**8, "L1"),
+        ("device_lines_loaded", 10**8, "L2"),
+        ("threadgroup_barriers", 10**7, "latency"),
+        ("atomics", 0, "launch"),
+    ],
+)
+def test_each_limit_binds_where_only_its_counter_is_high(counter: str, count: int, limit: str):
+    counters = collections.Counter({counter: count})
+    for name in chips():
+        groups = 240 * chip(name).cores
+        work = work_of_counters(counters, [groups * 128], [128])
+        assert predict(work, chip(name)).limit == limit, name
+
+
+def test_dram_and_the_tail_bind_where_they_should():
+    counters = collections.Counter(device_bytes_loaded=10**9)
+    assert predict(work_of_counters(counters, [128], [128]), chip("M1")).limit == "tail"
+    work = work_of_counters(counters, [2**20], [128], dram_bytes=10**9)
+    assert predict(work, chip("M1")).limit == "DRAM"
+
+
 def test_work_of_nothing_takes_a_launch():
     assert predict(WAVE, chip("M1")).seconds == 5e-6
 
@@ -122,6 +154,12 @@ def test_a_launch_that_does_not_fill_its_cores_hides_no_latency():
     assert predict(work, chip("M1")).limits["latency"] == pytest.approx(
         1e6 * 55 / 4 / (8 * 1.278e9)
     )
+
+
+def test_a_simdgroup_alone_has_one_partition_of_its_core():
+    work = Work(threadgroups=8, simdgroups=1, matrix_multiply_adds=1e9, l1_bytes=1e9)
+    limits = predict(work, chip("M1")).limits
+    assert limits["latency"] == pytest.approx(4 * limits["matrix"] + limits["L1"])
 
 
 def test_one_simdgroup_takes_the_sum_and_many_the_largest():

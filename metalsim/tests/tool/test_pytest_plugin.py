@@ -73,7 +73,13 @@ def test_what_is_no_finding(compile_shader):
 """,
     )
     result.assert_outcomes(passed=2, failed=3)
-    result.stdout.fnmatch_lines(["*out of bounds: read of 4 bytes at byte 16 of buffer 0*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*metalsim: program_source:2: kernel shift: race: *",
+            "*program_source:2: kernel shift: out of bounds: read of 4 bytes at byte 16 *",
+            "*    2 | kernel void shift(*",
+        ]
+    )
 
 
 def test_seeds(pytester: pytest.Pytester) -> None:

@@ -48,10 +48,11 @@ def contestants(
 
 def own_engines(problem: AttentionProblem, inputs: AttentionInputs) -> dict[str, Call]:
     """A call for each engine of this machine that serves the problem."""
-    served = [engine for engine in (portable, stock) if engine.refuse(problem) is None]
+    engines = {"portable": portable, "stock": stock}
     return {
-        engine.__name__.rsplit(".", 1)[-1]: partial(engine.forward, problem, inputs)
-        for engine in served
+        name: partial(engine.forward, problem, inputs)
+        for name, engine in engines.items()
+        if engine.refuse(problem) is None
     }
 
 

@@ -8,7 +8,7 @@ chunks as ranks, which suits windows: only neighbours meet. Chunks differ by one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
@@ -16,11 +16,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ..pieces import Piece, Span, cut, visible
 from .groups import Group, members
 
 SHARDINGS = ("zigzag", "contiguous")
 MOST_ROWS = 8192  # queries in one call of an engine: what it holds while it works is theirs
-Span = tuple[int, int]  # rows [first, end)
 Rows = Span | Tensor  # neighbouring rows, or the index (n,) of scattered ones
 
 
@@ -53,18 +53,6 @@ class Sharding(NamedTuple):
             for seqlen, start in zip(seqlens, starts, strict=False)
             for first, end in self.spans(seqlen, rank)
         ]
-
-
-class Piece(NamedTuple):
-    """Rows of a rank's queries, rows of a shard's keys, and the window that is left of the mask.
-
-    The window is aligned bottom-right within the piece, as the public functions take it.
-    """
-
-    q: Span
-    k: Span
-    left: int
-    right: int
 
 
 class Meeting(NamedTuple):
@@ -137,7 +125,7 @@ def meetings(
 ) -> list[Meeting]:
     """The calls for the queries of rank pair[0] and the keys of rank pair[1]."""
     if not packed:
-        pieces = _cut(_joined(list(_pieces(sharding, window, pair, 0))))
+        pieces = cut(_joined(list(_pieces(sharding, window, pair, 0))), MOST_ROWS)
         return [Meeting(x.q, x.k, (x.left, x.right), None) for x in pieces]
     # Sequences share a call where they share a window, each with one piece.
     calls: dict[tuple[int, int, int], list[Piece]] = {}
@@ -145,7 +133,7 @@ def meetings(
     starts_k = _starts(sharding.lengths(sharding.seqlens_k, pair[1]))
     for sequence, (start_q, start_k) in enumerate(zip(starts_q[:-1], starts_k[:-1], strict=True)):
         alike: dict[Span, int] = {}
-        for piece in _cut(_joined(list(_pieces(sharding, window, pair, sequence)))):
+        for piece in cut(_joined(list(_pieces(sharding, window, pair, sequence))), MOST_ROWS):
             mask = piece.left, piece.right
             alike[mask] = alike.get(mask, -1) + 1
             placed = piece._replace(q=_moved(piece.q, start_q), k=_moved(piece.k, start_k))
@@ -162,38 +150,12 @@ def _pieces(
     for q in sharding.spans(seqlen_q, pair[0]):
         start_k = 0
         for k in sharding.spans(seqlen_k, pair[1]):
-            piece = _visible(q, k, seqlen_k - seqlen_q, window)
+            piece = visible(q, k, seqlen_k - seqlen_q, window)
             if piece is not None:
                 rows = _moved(piece.q, start_q - q[0]), _moved(piece.k, start_k - k[0])
                 yield piece._replace(q=rows[0], k=rows[1])
             start_k += k[1] - k[0]
         start_q += q[1] - q[0]
-
-
-def _visible(q: Span, k: Span, diagonal: int, window: tuple[int, int]) -> Piece | None:
-    """The part of two spans in which a row sees a key, or None.
-
-    Row i stands at key i + diagonal. What is cut off sees nothing and is seen by nothing, which
-    leaves bounds from 0 on; -1 is unbounded.
-    """
-    left, right = window
-    (row, row_end), (key, key_end) = q, k
-    if right >= 0:
-        row = max(row, key - diagonal - right)
-    if left >= 0:
-        row_end = min(row_end, key_end - diagonal + left)
-        key = max(key, row + diagonal - left)
-    if right >= 0:
-        key_end = min(key_end, row_end + diagonal + right)
-    if row >= row_end or key >= key_end:
-        return None
-    # Within the piece the last row stands at the last key.
-    shift = row_end + diagonal - key_end
-    left = -1 if left < 0 else left - shift
-    right = -1 if right < 0 else right + shift
-    left = left if left < key_end - key - 1 else -1
-    right = right if right < row_end - row - 1 else -1
-    return Piece((row, row_end), (key, key_end), left, right)
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
@@ -212,18 +174,6 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
         else:
             found.append(piece)
     return found if len(found) == len(pieces) else _joined(found)
-
-
-def _cut(pieces: Iterable[Piece]) -> list[Piece]:
-    """The same pairs in pieces of MOST_ROWS queries or fewer."""
-    found: list[Piece] = []
-    for piece in pieces:
-        window, diagonal = (piece.left, piece.right), piece.k[1] - piece.q[1]
-        for row in range(*piece.q, MOST_ROWS):
-            rows = row, min(row + MOST_ROWS, piece.q[1])
-            part = _visible(rows, piece.k, diagonal, window)
-            found += [] if part is None else [part]
-    return found
 
 
 def _runs(pieces: list[Piece]) -> Iterator[list[Piece]]:

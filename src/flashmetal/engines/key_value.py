@@ -34,15 +34,17 @@ class Panel(NamedTuple):
 
 
 class PlainKeys(NamedTuple):
-    """Keys and values as they are multiplied: k (N * Hk, Sk, D), v (N * Hk, Sk, Dv)."""
+    """Keys k (N * Hk, Sk, D) and values v (N * Hk, Sk, Dv), multiplied in ``dtype``."""
 
     k: Tensor
     v: Tensor
+    dtype: torch.dtype
 
     def panels(self, first: int, end: int, most: int) -> Iterator[Panel]:
         """The keys [first, end) in panels of one size, at most ``most`` keys."""
         for start, stop in _even(first, end, most):
-            yield Panel(start, self.k[:, start:stop], self.v[:, start:stop])
+            k, v = (x[:, start:stop].to(self.dtype) for x in (self.k, self.v))
+            yield Panel(start, k, v)
 
 
 class CachedSequence(NamedTuple):

@@ -96,8 +96,11 @@ def attend(
     first, end = span
     keys = sequence.cache
     if keys is None:
-        k, v = (panels.by_head(x, scratch.dtype) for x in (sequence.k, sequence.v))
-        keys = PlainKeys(k, v)
+        # A window takes few keys at a time: converted then, they never lie there all at once.
+        in_window = min(problem.window_left, problem.window_right) >= 0
+        stored = sequence.k.dtype if in_window else scratch.dtype
+        k, v = (panels.by_head(x, stored) for x in (sequence.k, sequence.v))
+        keys = PlainKeys(k, v, scratch.dtype)
     heads = sequence.q.shape[0] * problem.heads_q
     for row in range(first, end, tiling.block_q):
         row_end = min(row + tiling.block_q, end)

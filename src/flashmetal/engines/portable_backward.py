@@ -122,7 +122,8 @@ class _Walk(NamedTuple):
         first, end = sequence.band.rows(sequence.q.shape[1], sequence.seqlen_k)
         if first == end or not sequence.q.shape[0]:
             return
-        keys = PlainKeys(*(panels.by_head(x, dtype) for x in (sequence.k, sequence.v)))
+        k, v = (panels.by_head(x, dtype) for x in (sequence.k, sequence.v))
+        keys = PlainKeys(k, v, dtype)
         sums = _Sums(torch.zeros_like(keys.k), torch.zeros_like(keys.v))
         for row in range(first, end, self.tiling.block_q):
             self._rows((row, min(row + self.tiling.block_q, end)), keys, sums)

@@ -182,11 +182,16 @@ def _groups(counts: list[int], lengths: list[int], most_rows: int) -> Iterator[t
         end, columns, total = first + 1, lengths[first], lengths[first]
         while end < len(counts) and counts[end] == counts[first] <= most_rows:
             columns, total = max(columns, lengths[end]), total + lengths[end]
-            if (end + 1 - first) * columns > 2 * total + _FREE_COLUMNS:
+            if not fits_together(end + 1 - first, columns, total):
                 break
             end += 1
         yield first, end
         first = end
+
+
+def fits_together(count: int, columns: int, keys: int) -> bool:
+    """Whether so many sequences of ``keys`` keys in all may be padded to so many columns each."""
+    return count * columns <= 2 * keys + _FREE_COLUMNS
 
 
 class _Keys(NamedTuple):

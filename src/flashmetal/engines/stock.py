@@ -12,6 +12,10 @@ instructions for bfloat16, where the kernel's own bfloat16 is faster.
 
 from __future__ import annotations
 
+import math
+import operator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +24,7 @@ from ..gradients import Gradients, QueryRows, sink_gradient
 from ..merging import join, with_sinks
 from ..problem import AttentionInputs, AttentionProblem
 from . import panels, portable, stock_cuda
-from .sequences import compute_dtype, new_outputs, sequences
+from .sequences import compute_dtype, fits_together, new_outputs, sequences
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Up to so many query rows, and from so many elements of k, the time goes into reading k and v.
@@ -61,10 +65,14 @@ def prefer_stock(problem: AttentionProblem) -> tuple[bool, str]:
     elements = problem.seqlen_k * problem.heads_k * problem.head_dim
     decode = problem.seqlen_q <= _DECODE_ROWS and elements >= _DECODE_ELEMENTS
     if decode and problem.heads_q > problem.heads_k:
-        return False, (
-            f"a decode step of grouped heads: torch's fused CPU kernel reads k and v "
-            f"{problem.heads_q // problem.heads_k} times, the portable engine once"
-        )
+        heads = problem.batch * problem.heads_k
+        if problem.seqlen_q > 1:
+            return False, (
+                f"a decode step of grouped heads: torch's fused CPU kernel reads k and v "
+                f"{problem.heads_q // problem.heads_k} times, the portable engine once"
+            )
+        if heads < torch.get_num_threads():
+            return False, f"torch's fused CPU kernel would keep {heads} of the threads busy"
     return True, "torch's fused CPU kernel is the fastest for full and causal attention"
 
 
@@ -78,10 +86,15 @@ def forward(
     """
     if problem.device == "cuda":
         return stock_cuda.forward(problem, inputs, out)
-    if out is None and _is_whole(problem):
+    found = None
+    if _is_whole(problem):
+        found = _attend(problem, inputs.q, inputs.k, inputs.v, inputs.sinks)
+    elif _is_padded_decode(problem):
+        found = _padded_decode(problem, inputs)
+    if found is not None:
         # The kernel's own output is the answer: no second one is written.
-        o, lse = _attend(problem, inputs.q, inputs.k, inputs.v, inputs.sinks)
-        return o.transpose(1, 2).to(problem.dtype).contiguous(), lse.to(torch.float32)
+        o, lse = found[0].transpose(1, 2).to(problem.dtype), found[1].to(torch.float32)
+        return (o.contiguous() if out is None else out.copy_(o)), lse
     out, lse = new_outputs(problem, inputs, out)
     scratch = inputs.q.new_empty(0, dtype=compute_dtype(problem))
     tiling = panels.tiling(problem)
@@ -164,16 +177,68 @@ def _is_whole(problem: AttentionProblem) -> bool:
     )
 
 
+def _is_padded_decode(problem: AttentionProblem) -> bool:
+    """Whether one query each meets keys of uneven lengths that lie padded in a tensor."""
+    return (
+        problem.layout == "dense"
+        and problem.seqlen_q == 1
+        and not problem.page_size
+        and problem.dtype == compute_dtype(problem)
+        and min(problem.batch, problem.seqlen_k) > 0
+    )
+
+
+def _padded_decode(
+    problem: AttentionProblem, inputs: AttentionInputs
+) -> tuple[Tensor, Tensor] | None:
+    """o (B, Hq, 1, D) and lse (B, Hq, 1) in one call of the kernel, padding masked.
+
+    None where another way must serve: a sequence has no key, padding prevails, or what lies in it
+    is not finite and reached a result.
+    """
+    firsts, ends = [0] * problem.batch, [problem.seqlen_k] * problem.batch
+    if inputs.leftpad_k is not None:
+        firsts = cast("list[int]", inputs.leftpad_k.tolist())
+    if inputs.seqused_k is not None:
+        ends = cast("list[int]", inputs.seqused_k.tolist())
+    first, end = min(firsts), max(ends)
+    counts = list(map(operator.sub, ends, firsts))
+    if min(counts) < 1 or not fits_together(problem.batch, end - first, sum(counts)):
+        return None
+    columns = torch.arange(first, end)
+    mask = torch.zeros(problem.batch, end - first, dtype=problem.dtype)
+    if inputs.leftpad_k is not None and first < max(firsts):
+        mask.masked_fill_(columns < inputs.leftpad_k[:, None], -torch.inf)
+    if inputs.seqused_k is not None and min(ends) < end:
+        mask.masked_fill_(columns >= inputs.seqused_k[:, None], -torch.inf)
+    k, v = inputs.k[:, first:end], inputs.v[:, first:end]
+    o, lse = _attend(problem, inputs.q, k, v, inputs.sinks, mask[:, None, None])
+    return (o, lse) if math.isfinite(o.sum().item()) else None
+
+
 def _attend(
-    problem: AttentionProblem, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None
+    problem: AttentionProblem,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rows that all see a key, q (N, Sq, Hq, D): o (N, Hq, Sq, D), lse (N, Hq, Sq)."""
-    dtype = compute_dtype(problem)
-    q, k, v = (_unit_stride(x.to(dtype)).transpose(1, 2) for x in (q, k, v))
+    """Rows that all see a key, q (N, Sq, Hq, D): o (N, Hq, Sq, D), lse (N, Hq, Sq).
+
+    ``mask`` (N, 1, 1, Sk), for single rows, is 0, or -inf where a key is hidden.
+    """
+    compute = compute_dtype(problem)
+    q, k, v = (_unit_stride(x.to(compute)).transpose(1, 2) for x in (q, k, v))
     rows, keys = q.shape[2], k.shape[2]
     # A single row stands at the last key: bottom-right causal hides nothing from it.
     causal = problem.window_right == 0 and rows > 1
-    if causal and rows < keys:
+    if rows == 1:
+        # The query heads of a kv head as rows of one head: the kernel reads k and v once.
+        packed = q.reshape(k.shape[0], k.shape[1], -1, k.shape[3])
+        o, lse = _fused(packed, k, v, False, problem.scale, mask)
+        o, lse = o.reshape(q.shape), lse.reshape(q.shape[:3])
+    elif causal and rows < keys:
         # The earlier keys are seen by every row, and the last ones form a square.
         earlier = keys - rows
         o, lse = _merge(
@@ -189,9 +254,11 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, causal, scale=scale
+        q, k, v, 0.0, causal, attn_mask=mask, scale=scale
     )
 
 

@@ -11,6 +11,7 @@ to be deterministic.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from torch.utils import deterministic
 
 from ..gradients import Gradients, QueryRows, sink_gradient
 from ..merging import with_sinks
+from ..pieces import Piece, cut, visible
 from ..problem import AttentionInputs, AttentionProblem
 from . import installed_flash_attn
 from .sequences import new_outputs
@@ -30,13 +32,17 @@ _DTYPES = (torch.float16, torch.bfloat16)
 _LARGEST = 256
 _MULTIPLE = 8  # of the head dimension
 _LOAD = 16  # bytes
+_MOST_ROWS = 16384  # of queries in one launch of the backward
 _LEAST_CAPABILITY = 8
 _deterministic: Any = deterministic  # its flag is a property of the module
+_order = threading.Lock()  # autograd has a thread for each GPU, and the choice is the process's
 
 
 def capability() -> int:
-    """The major number of the GPU's compute capability; without a GPU the least that serves."""
-    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else _LEAST_CAPABILITY
+    """The major number of the least compute capability of the GPUs here, for a problem does not say
+    which it is on; without a GPU the least that serves."""
+    gpus = range(torch.cuda.device_count())
+    return min((torch.cuda.get_device_capability(i)[0] for i in gpus), default=_LEAST_CAPABILITY)
 
 
 def installed(problem: AttentionProblem) -> str | None:
@@ -131,32 +137,84 @@ def backward(
     problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows, wanted: tuple[str, ...]
 ) -> Gradients:
     """Gradients by ``aten::_flash_attention_backward``; arguments are those of every engine."""
-    made = dict(zip("qkv", (torch.zeros_like(x) for x in inputs[:3]), strict=True))
-    if not _is_empty(inputs):
-        call = _Call.of(problem, inputs)
-        tensors = [_aligned(rows.grad_o), *call.tensors, _aligned(rows.o)]
-        if rows.grad_lse is not None:
-            tensors = _with_grad_lse(tensors, rows.grad_lse)
-        # Rows that saw nothing have no probability under this sign of infinity.
-        given = rows.lse.masked_fill(rows.lse == -torch.inf, torch.inf).contiguous()
-        state = torch.zeros(2, dtype=torch.uint64, device=given.device)
-        with _in_one_order():
-            found = torch.ops.aten._flash_attention_backward(
-                *tensors,
-                given,
-                *call.lengths,
-                0.0,
-                call.causal,
-                state,
-                state[:0],
-                **call.options,
-            )
-        made = {n: x[..., : problem.head_dim] for n, x in zip("qkv", found, strict=True)}
+    parts = _parts(problem)
+    if _is_empty(inputs):
+        found = tuple(torch.zeros_like(x) for x in inputs[:3])
+    elif len(parts) == 1:
+        found = _query_key_value(problem, inputs, rows)
+    else:
+        found = _sum_of_parts(problem, inputs, rows, parts)
+    made = dict(zip("qkv", found, strict=True))
     sinks = None
     if inputs.sinks is not None and "sinks" in wanted:
         sinks = sink_gradient(inputs.sinks, rows.lse, rows.delta())
     grads = {name: x.contiguous() for name, x in made.items() if name in wanted}
     return Gradients(**grads, sinks=sinks)
+
+
+def _parts(problem: AttentionProblem) -> list[Piece]:
+    """A dense call in blocks of queries, else the whole.
+
+    Gradients of q in one order take float32 copies of q, up to one for each multiprocessor of the
+    GPU: of a block they are small.
+    """
+    window = problem.window_left, problem.window_right
+    whole = Piece((0, problem.seqlen_q), (0, problem.seqlen_k), *window)
+    if problem.layout != "dense" or problem.seqlen_q <= _MOST_ROWS:
+        return [whole]
+    seen = visible(whole.q, whole.k, problem.seqlen_k - problem.seqlen_q, window)
+    return [whole] if seen is None else cut([seen], _MOST_ROWS)
+
+
+def _sum_of_parts(
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows, parts: list[Piece]
+) -> tuple[Tensor, ...]:
+    """The gradients of q, k and v from those of the parts; of k and v summed in float32."""
+    grad_q, *sums = (
+        torch.zeros(x.shape, dtype=x.dtype if x is inputs.q else torch.float32, device=x.device)
+        for x in inputs[:3]
+    )
+    for part in parts:
+        at, keys = slice(*part.q), slice(*part.k)
+        call = problem._replace(
+            seqlen_q=part.q[1] - part.q[0],
+            seqlen_k=part.k[1] - part.k[0],
+            window_left=part.left,
+            window_right=part.right,
+        )
+        q, k, v = inputs.q[:, at], inputs.k[:, keys], inputs.v[:, keys]
+        grad_lse = None if rows.grad_lse is None else rows.grad_lse[..., at]
+        given = QueryRows(rows.o[:, at], rows.lse[..., at], rows.grad_o[:, at], grad_lse)
+        found = _query_key_value(call, inputs._replace(q=q, k=k, v=v), given)
+        grad_q[:, at] = found[0]
+        for total, share in zip(sums, found[1:], strict=True):
+            total[:, keys] += share
+    return grad_q, *(x.to(problem.dtype) for x in sums)
+
+
+def _query_key_value(
+    problem: AttentionProblem, inputs: AttentionInputs, rows: QueryRows
+) -> tuple[Tensor, ...]:
+    """The gradients of q, k and v in one launch."""
+    call = _Call.of(problem, inputs)
+    tensors = [_aligned(rows.grad_o), *call.tensors, _aligned(rows.o)]
+    if rows.grad_lse is not None:
+        tensors = _with_grad_lse(tensors, rows.grad_lse)
+    # Rows that saw nothing have no probability under this sign of infinity.
+    given = rows.lse.masked_fill(rows.lse == -torch.inf, torch.inf).contiguous()
+    state = torch.zeros(2, dtype=torch.uint64, device=given.device)
+    with _in_one_order():
+        found = torch.ops.aten._flash_attention_backward(
+            *tensors,
+            given,
+            *call.lengths,
+            0.0,
+            call.causal,
+            state,
+            state[:0],
+            **call.options,
+        )
+    return tuple(x[..., : problem.head_dim] for x in found)
 
 
 class _Call(NamedTuple):
@@ -225,11 +283,12 @@ def _with_grad_lse(tensors: list[Tensor], grad_lse: Tensor) -> list[Tensor]:
 @contextmanager
 def _in_one_order() -> Generator[None]:
     """The same call gives the same bits, whatever the program has chosen for torch."""
-    mode, fill = torch.get_deterministic_debug_mode(), _deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    _deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        _deterministic.fill_uninitialized_memory = fill
+    with _order:
+        mode, fill = torch.get_deterministic_debug_mode(), _deterministic.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        _deterministic.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+            _deterministic.fill_uninitialized_memory = fill

@@ -76,9 +76,7 @@ def paged_attention(
         starts = kwargs["cu_seq_lens_k"][allocator.layer_type]
         pages = allocator.get_cache_for_block_table(module.layer_idx)
         for cache_pages, rows in zip(pages, (key, value), strict=True):
-            size = cache_pages.shape[1]
-            place = torch.div(write, size, rounding_mode="floor"), write % size
-            cache_pages[place] = rows[0].transpose(0, 1)
+            cache_pages.flatten(0, 1).index_copy_(0, write, rows[0].transpose(0, 1))
         key, value = pages
         longest = int(kwargs["max_length_k"][allocator.layer_type])
         table = _block_table(read, starts, longest, key.shape[1])

@@ -45,13 +45,13 @@ def _record(record: dict[str, Any], directory: Path) -> int:
 
 def _compare(record: dict[str, Any]) -> int:
     own = record_metalsim()
+    compared = differences(record, own)
     print(f"{record['chip']}, {record['system']}, {record['date']} against metalsim")
-    for found in differences(record, own):
+    for found in compared:
         units = f", at most {found.units} units in the last place" if found.units else ""
         amount = f"{found.different} of {found.elements} differ{units}"
         print(f"{found.launch} buffer {found.buffer}: {amount if found.different else 'equal'}")
-    compared = {found.launch for found in differences(record, own)}
-    missing = [name for name in own["results"] if name not in compared]
+    missing = [name for name in own["results"] if name not in {found.launch for found in compared}]
     for name in missing:
         print(f"{name}: not in the record in its present form")
     return 1 if missing else 0

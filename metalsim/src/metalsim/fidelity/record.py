@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import importlib.metadata
 import platform
 import subprocess
 import zlib
@@ -94,12 +95,10 @@ def _rank(array: Any) -> Any:
 
 
 def _machine() -> dict[str, str]:
-    import importlib.metadata as metadata
-
     def version(name: str) -> str:
         try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             return ""
 
     return {

@@ -10,6 +10,8 @@ from .program import FunctionConstant
 from .syntax import split_attributes
 from .tokens import IDENTIFIER, NUMBER, PUNCTUATOR, Token, error_at, spell
 
+_QUALIFIERS = frozenset({"constant", "const", "constexpr", "static"})
+
 
 class FunctionConstants:
     """The values given by the caller, by name or index, and the constants that the program
@@ -27,9 +29,10 @@ class FunctionConstants:
         rest, attributes = split_attributes(statement)
         index = next(attribute for attribute in attributes if attribute.name == "function_constant")
         name = rest[-1]
-        if name.kind != IDENTIFIER or rest[0].text != "constant" or len(rest) < 3:
+        type_tokens = [token for token in rest[:-1] if token.text not in _QUALIFIERS]
+        is_constant = any(token.text == "constant" for token in rest)
+        if name.kind != IDENTIFIER or not is_constant or not type_tokens:
             raise error_at(rest[0], "expected: constant type name [[function_constant(index)]]")
-        type_tokens = [token for token in rest[1:-1] if token.text not in ("const", "constexpr")]
         number = Condition(index.arguments, index.where).value()
         key = name.text if name.text in self._given else number
         is_given = key in self._given

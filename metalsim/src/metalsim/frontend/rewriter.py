@@ -39,7 +39,15 @@ from .words import (
 )
 
 _WORDS = frozenset(
-    {*ADDRESS_SPACE_MACROS, *REFUSED_WORDS, "kernel", "delete", "[", "is_function_constant_defined"}
+    {
+        *ADDRESS_SPACE_MACROS,
+        *REFUSED_WORDS,
+        "kernel",
+        "delete",
+        "[",
+        "coherent",
+        "is_function_constant_defined",
+    }
 )
 _TYPE_KEYWORDS = frozenset({"struct", "class", "union", "enum"})
 _NO_VARIABLE = _TYPE_KEYWORDS | {
@@ -131,6 +139,8 @@ class Rewriter:
     def _open_inside(self, head: list[Token], kind: str, depth: int) -> Scope:
         """A brace in a function: a block, a type or an initializer."""
         _refuse_type_of_variable(head)
+        if kind == "kernel" and not depth and self._declare_threadgroup_variables(head):
+            return Scope(kind, (), depth)
         if depth:
             self._copy(head)
             return Scope(kind, (), depth)
@@ -142,6 +152,16 @@ class Rewriter:
         if declares is None:
             self._copy(head)
         return Scope(kind, (), depth, declares or ())
+
+    def _declare_threadgroup_variables(self, statement: list[Token]) -> bool:
+        """Rewrite a declaration of threadgroup variables; False for all else."""
+        rewritten = rewrite_threadgroup_variables(statement, self._kernel, self._variables)
+        if rewritten is None:
+            return False
+        tokens, count = rewritten
+        self._variables += count
+        self._copy(tokens)
+        return True
 
     def _declare_arrays(
         self, statement: list[Token], initialized: bool
@@ -184,14 +204,9 @@ class Rewriter:
 
     def _statement(self, statement: list[Token], end: Token) -> None:
         kind = self._scopes[-1].kind
-        if kind == "kernel":
-            rewritten = rewrite_threadgroup_variables(statement, self._kernel, self._variables)
-            if rewritten is not None:
-                tokens, count = rewritten
-                self._variables += count
-                self._copy(tokens)
-                self.output.append(end)
-                return
+        if kind == "kernel" and self._declare_threadgroup_variables(statement):
+            self.output.append(end)
+            return
         if self._declare_arrays(statement, False) is not None:
             self.output.append(end)
             return
@@ -282,10 +297,14 @@ class Rewriter:
                 output.append(token)
                 return at + 1
             return self._attributes(tokens, at)
+        if text == "coherent" and (end := _coherent_end(tokens, at)) > at:
+            return end
         if text in ADDRESS_SPACE_MACROS:
             self._address_space(tokens, at)
         elif text == "kernel":
             output.append(token._replace(text="METALSIM_KERNEL"))
+        elif text == "coherent":
+            output.append(token)
         elif text == "is_function_constant_defined":
             replacement, at = self._constants.query(tokens, at)
             output.append(replacement)
@@ -322,6 +341,14 @@ class Rewriter:
                 self.output += tokens[at:end]
                 break
         return end
+
+
+def _coherent_end(tokens: list[Token], at: int) -> int:
+    """Index behind the qualifier `coherent(device)`, which nothing needs here; `at` for a name."""
+    words = [token.text for token in tokens[at + 1 : at + 4]]
+    if words in (["(", "device", ")"], ["(", "system", ")"]):
+        return at + 4
+    return at + 1 if words[:1] and words[0] in ADDRESS_SPACE_MACROS else at
 
 
 def _is_function(outer: list[str]) -> bool:

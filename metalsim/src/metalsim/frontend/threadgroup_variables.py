@@ -14,7 +14,11 @@ def rewrite_threadgroup_variables(
     statement: list[Token], kernel: str, first: int
 ) -> tuple[list[Token], int] | None:
     """The declarations for `threadgroup T a[n], b;` in a kernel whose address is `kernel` (numbered
-    from `first`) and how many; None for other statements."""
+    from `first`) and how many; None for other statements.
+
+    What stands in front of an initializer's brace ends in `=`: Apple's compiler takes one, and here
+    it initializes a constant of its own.
+    """
     at, pragmas = _skip_pragmas(statement), list[Token]()
     pragmas, statement = statement[:at], statement[at:]
     found = _read_specifiers(statement)
@@ -22,7 +26,8 @@ def rewrite_threadgroup_variables(
         return None
     type_tokens, where, at = found
     output, count = pragmas, 0
-    for declarator in split_commas(statement[at:]):
+    is_initialized = statement[-1].text == "="
+    for declarator in split_commas(statement[at : len(statement) - is_initialized]):
         name = declarator[0] if declarator else where
         if name.kind != IDENTIFIER:
             raise error_at(name, "expected the name of a threadgroup variable")
@@ -44,7 +49,21 @@ def rewrite_threadgroup_variables(
             name._replace(kind=PUNCTUATOR, text=")"),
         ]
         count += 1
+        if is_initialized and declarator[-1] is statement[-2]:
+            output += _constant_of(name, type_tokens, dimensions)
     return output, count
+
+
+def _constant_of(name: Token, type_tokens: list[Token], dimensions: list[Token]) -> list[Token]:
+    qualified = [token for token in type_tokens if token.text != "const"]
+    return [
+        name._replace(kind=PUNCTUATOR, text=";"),
+        name._replace(kind=IDENTIFIER, text="const"),
+        *qualified,
+        name._replace(text=f"metalsim_initializer_of_{name.text}"),
+        *dimensions,
+        name._replace(kind=PUNCTUATOR, text="="),
+    ]
 
 
 def _skip_pragmas(statement: list[Token]) -> int:

@@ -52,8 +52,13 @@ _ARTIFACTS = (
     r"invalid operands to binary .*\*(__private)?'\)? and '(const )?__private (?!float|half|__bf)",
     # Implicit copies cannot read __constant.
     r"implicit (copy|move) .*reference in address space '__constant'",
-    # The compiler's vectors take no list of fewer elements.
+    r"constexpr variable .* constant expression(.|\n)*instantiation of static data member",
+    # The compiler's vectors take no list of fewer elements, or of other types.
     r"too few elements in vector initialization",
+    r"cannot convert initializer list argument to '__private \w+[234]'",
+    # Metal converts between the two, if asked.
+    r"static_cast from .*\bhalf\b.* to .*__bf16",
+    r"static_cast from .*__bf16.* to .*\bhalf\b",
 )
 _ARTIFACT = re.compile("|".join(_ARTIFACTS))
 _WORDS = (

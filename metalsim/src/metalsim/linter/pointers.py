@@ -103,7 +103,9 @@ def _statement(tokens: list[Token]) -> Iterator[Token]:
     elif words[:1] and words[0] in ("for", "if", "while", "switch") and "(" in words[:3]:
         opening = words.index("(")
         end = closing(tokens, opening)
-        yield from _statement(tokens[opening + 1 : end])
+        condition = tokens[opening + 1 : end]
+        if _BEHIND_NAME & {token.text for token in condition}:  # `a && b` declares nothing
+            yield from _statement(condition)
         yield from _statement(tokens[end + 1 :])
     elif words[:1] == ["_Pragma"]:
         yield from _statement(tokens[closing(tokens, 1) + 1 :])

@@ -55,8 +55,11 @@ class Recorder(Rewriter):
             self._scopes.append(Scope(_kind(head, self._scopes[-1].kind), (), depth))
 
     def _statement(self, statement: list[Token], end: Token) -> None:
+        noted = self._noted(statement)
+        if self._scopes[-1].kind == "namespace" and _is_defined_before(statement):
+            return
         try:
-            super()._statement(self._noted(statement), end)
+            super()._statement(noted, end)
         except SyntaxError as error:
             self.refused.append(error)
 
@@ -79,6 +82,13 @@ class Recorder(Rewriter):
         if segment.scope != "type":
             return tokens
         return _in_thread(tokens, self._is_thread_implied)
+
+
+def _is_defined_before(statement: list[Token]) -> bool:
+    """Whether this is the definition that a constexpr member had in its class, once more, which
+    clang refuses in OpenCL."""
+    words = [token.text for token in statement]
+    return {"constexpr", "::"} <= set(words) and not {"=", "(", "{", "using"} & set(words)
 
 
 def _kind(head: list[Token], around: str) -> str:

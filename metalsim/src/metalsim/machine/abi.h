@@ -95,7 +95,7 @@ typedef struct metalsim_launch {
   uint32_t finding_count;
   uint32_t line_count;
   char error[8192];    /* empty when all is well */
-  char error_kind[32]; /* "launch", "divergence", "threadgroup_memory", "bounds", "simdgroup" */
+  char error_kind[32]; /* "launch", "divergence", "threadgroup_memory", "simdgroup" */
 } metalsim_launch;
 
 /* Runs a kernel to its end or its first error. Returns 0 when all is well; never throws. */

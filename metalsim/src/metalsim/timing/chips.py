@@ -27,8 +27,6 @@ class Family(NamedTuple):
     """From a load of L1 or threadgroup memory to its use."""
     l2_cycles: float
     dram_cycles: float
-    multiply_cycles: float
-    """From one 8x8 multiply to another that takes its result."""
     shared: str
     """Which other instructions take cycles from 8x8 multiplies: "all" or "float"."""
     sources: str

@@ -21,6 +21,11 @@ inline void advance(const device float*& rows, int stride) { rows += stride; }
 inline void copy(Destination to, Source from, const device float* const thread* rows) {
   *to = *from + *rows[0];
 }
+inline bool both(bool a, bool b) {
+  if (a && b) return true;
+  while (a & b) a = !a;
+  return a;
+}
 kernel void accepted(device float* out [[buffer(0)]], constant Rows& rows [[buffer(1)]],
                      uint i [[thread_position_in_grid]]) {
   threadgroup float tile[32];

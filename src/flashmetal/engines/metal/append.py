@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...cache_append import AppendInputs, CacheAppend
+from ...testing_append import assert_append_matches_reference, copied, make_append
 from . import bindings, params
 from .launch import Launch
 from .runtime import Runtime, refuse_tensors, runtime_for
@@ -49,6 +50,12 @@ class AppendVariant(NamedTuple):
     has_rotary_seqlens: bool
     is_packed_q: bool
     is_packed_new: bool
+
+    def __str__(self) -> str:
+        """A name for people."""
+        stored = f"{self.k_format}/{self.v_format}" + (" in pages" if self.has_pages else "")
+        dims = f"D={self.head_dim}/{self.head_dim_v}"
+        return f"cache_append {str(self.dtype).removeprefix('torch.')} {dims} {stored}"
 
     @property
     def kernel(self) -> str:
@@ -93,7 +100,11 @@ class AppendVariant(NamedTuple):
 
 def refuse_append(problem: CacheAppend) -> str | None:
     """Why the Metal kernel cannot serve this append, in words for the user; None if it can."""
-    return refuse_tensors(problem.device, problem.dtype)
+    refusal = refuse_tensors(problem.device, problem.dtype)
+    runtime = runtime_for(problem.device)
+    if refusal is None and runtime is not None:
+        refusal = runtime.set_aside.get((problem, "append"))
+    return refusal
 
 
 def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
@@ -141,6 +152,7 @@ def _launch(
         is_packed_q=has_q and problem.packed_q,
         is_packed_new=problem.packed_new,
     )
+    runtime.require((variant,), partial(_prove, variant, problem.device), _launch.cache_clear)
     integers = (
         problem.seqlen_q,
         problem.seqlen_new,
@@ -162,6 +174,22 @@ def _launch(
     heads = problem.heads_k + (problem.heads_q if has_q else 0)
     groups = -(-rows // _SIMDGROUPS), heads, problem.batch
     return Launch.of(runtime, variant, (integers,), groups, 32 * _SIMDGROUPS, _OPERANDS)
+
+
+def _prove(variant: AppendVariant, device: str) -> None:
+    """AssertionError where a small append of this variant is wrong."""
+    facts = variant._asdict()
+    small, given = make_append(
+        has_q=facts.pop("has_q"),
+        rotary_seqlens=facts.pop("has_rotary_seqlens"),
+        packed_q=facts.pop("is_packed_q"),
+        packed_new=facts.pop("is_packed_new"),
+        **facts,
+    )
+    found = copied(given)
+    found = found._make(None if x is None else x.to(device) for x in found)
+    q = append(small._replace(device=device), found)
+    assert_append_matches_reference(found, q, small, given)
 
 
 def _laid_out(inputs: AppendInputs) -> AppendInputs:

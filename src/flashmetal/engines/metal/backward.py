@@ -159,7 +159,7 @@ def _launches(
         variants[name] = variant._replace(has_slope_gradient=name == "q" and extras[1])
     pinned = tuple((_TILES[x], Choice(v.tile)) for x, v in variants.items() if v.tile is not None)
     prove = partial(prove_backward, problem, loads, unit, wanted, extras, pinned)
-    runtime.require(tuple(variants.values()), prove)
+    runtime.require(tuple(variants.values()), prove, _launches.cache_clear)
     launches: list[Launch] = []
     for name, variant in variants.items():
         groups, threads, work = (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS, 0

@@ -67,7 +67,8 @@ def _launches(
     combine = variant_of(problem, "attention_combine", None, Loads())
     split = problem._replace(num_splits=2 if splits > 1 else 1)
     variants = (variant, combine) if splits > 1 else (variant,)
-    runtime.require(variants, partial(prove, split, loads, "decode", (("decode", choice),)))
+    proof = partial(prove, split, loads, "decode", (("decode", choice),))
+    runtime.require(variants, proof, _launches.cache_clear)
     grid = blocks * splits, problem.heads_k, problem.batch
     work = work_of(problem, tile.rows, -(-problem.seqlen_k // splits), 2)
     decode = Launch.of(runtime, variant, scalars, grid, tile.threads, work=work)

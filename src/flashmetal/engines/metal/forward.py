@@ -113,7 +113,8 @@ def _launch(
     if variant.tile is not None:
         rows, group, products = variant.tile.owned, variant.tile.threads, 2
         pinned = (("forward", Choice(variant.tile)),)
-    runtime.require((variant,), partial(prove_forward, problem, loads, kernel, pinned))
+    prove = partial(prove_forward, problem, loads, kernel, pinned)
+    runtime.require((variant,), prove, _launch.cache_clear)
     scalars = pack_integers(problem, geometry), pack_scalars(problem)
     groups = -(-problem.seqlen_q // rows), problem.heads_q, problem.batch
     work = work_of(problem, rows, problem.seqlen_k, products)

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from ...cache_append import CacheAppend
 from ...problem import AttentionProblem
 from ...settings import settings
 from ...tiles import Row
 from .gpu import Gpu
 from .machine_files import machine_file, machine_name
 from .measured import read_rows
-from .trust import Trust
+from .trust import SetAside, Trust
 from .variant import MSL_TYPES, Variant, render
 
 _given: dict[str, Runtime] = {}  # by device type; only metal_runtime writes it
@@ -49,14 +50,25 @@ class Runtime:
         self.has_tensor_operations = has_tensor_operations
         self.measured_rows = measured_rows
         self._trust = trust
-        self.set_aside: dict[tuple[AttentionProblem, str], str] = {}  # (problem, kernel): why
+        # (problem, kernel): why
+        self.set_aside: dict[tuple[AttentionProblem | CacheAppend, str], str] = {}
         self._compile_shader = compile_shader
         self._kernels: dict[Variant, Callable[..., None]] = {}
 
-    def require(self, variants: tuple[Variant, ...], prove: Callable[[], None]) -> None:
-        """Raise :class:`.trust.SetAside` where this machine does not run the variants rightly."""
-        if self._trust is not None:
+    def require(
+        self, variants: tuple[Variant, ...], prove: Callable[[], None], forget: Callable[[], None]
+    ) -> None:
+        """Raise :class:`.trust.SetAside` where this machine does not run the variants rightly.
+
+        ``forget`` then drops the launches kept: the one of a proof may be that of a user's call.
+        """
+        if self._trust is None:
+            return
+        try:
             self._trust.require(variants, prove)
+        except SetAside:
+            forget()
+            raise
 
     def kernel(self, variant: Variant) -> Callable[..., None]:
         """The compiled kernel of ``variant``, compiled at its first use."""

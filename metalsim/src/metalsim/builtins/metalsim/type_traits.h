@@ -18,6 +18,10 @@ using bool_constant = integral_constant<bool, condition>;
 using true_type = bool_constant<true>;
 using false_type = bool_constant<false>;
 
+// Not public, but MLX's atomics ask with it.
+template <class... Conditions>
+struct _disjunction : bool_constant<(false || ... || Conditions::value)> {};
+
 template <class A, class B>
 struct is_same : bool_constant<__is_same(A, B)> {};
 template <class A, class B>

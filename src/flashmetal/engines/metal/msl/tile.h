@@ -24,9 +24,12 @@ struct Cut {
   // Parts of a team are whole multiples of four, so that strips stay wide.
   static constant constexpr int FRAGMENTS = TEAM == 1 ? ALL : (ALL + 4 * TEAM - 1) / (4 * TEAM) * 4;
   static constant constexpr int PADDED = TEAM * FRAGMENTS * 8;
-  // 32 bytes of padding: eight lanes that read 16 bytes each from four rows meet no bank twice.
-  static constant constexpr int STRIDE = PADDED + 2 * WIDEST;
   static constant constexpr int STRIP = strip_width(FRAGMENTS, WIDEST);
+  // Lanes that read strips of several rows meet no bank twice if rows lie 32 bytes off a multiple
+  // of the banks, or, where strips are at most 4 bytes, an odd number of 16 bytes.
+  static constant constexpr bool NARROW = STRIP * int(sizeof(Element)) <= 4;
+  static constant constexpr int TO_ODD = PADDED / WIDEST % 2 == 0 ? WIDEST : 0;
+  static constant constexpr int STRIDE = PADDED + (NARROW ? TO_ODD : 2 * WIDEST);
   static constant constexpr int STRIPS = FRAGMENTS / STRIP;
   static constant constexpr int COLUMN_STRIP = strip_width(FRAGMENTS, WIDEST / 2);
   static constant constexpr int COLUMN_STRIPS = FRAGMENTS / COLUMN_STRIP;
