@@ -213,14 +213,13 @@ class RotaryEmbedding(torch.nn.Module):
     def _update_cos_sin_cache(
         self, seqlen: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> None:
-        """Make the tables anew if they are too short, elsewhere, or unfit for training."""
+        """Make the tables anew if they are too short or elsewhere."""
         kept = self._cos_cached
         if (
             kept is not None
             and seqlen <= self._seq_len_cached
             and kept.device == device
             and kept.dtype == dtype
-            and not (self.training and kept.is_inference())
         ):
             return
         self._seq_len_cached = seqlen

@@ -179,3 +179,10 @@ def test_in_place_into_a_tensor_that_records_keeps_the_engine_asked_for(seen: li
     assert len(seen) == 1
     out.sum().backward()
     assert torch.all(leaf.grad == 0), "what was in out before is overwritten"
+
+
+def test_one_tensor_of_offsets_is_checked_for_both_sides() -> None:
+    starts = torch.tensor([0, 2, 5], dtype=torch.int32)
+    q, k = torch.zeros(5, 2, 8), torch.zeros(7, 2, 8)
+    with pytest.raises(ValueError, match="cu_seqlens_k must run from 0 to the 7 rows of k"):
+        flashmetal.flash_attn_varlen_func(q, k, k, starts, starts, 5, 5)

@@ -104,8 +104,7 @@ def _forward(
         out, lse = flash_attn_func(query, key, value, **options)
     else:
         if cum_seq_k is None and block_table is not None and seqused_k is not None:
-            # Of pages, only the numbers of keys count.
-            cum_seq_k = torch.nn.functional.pad(seqused_k.cumsum(0, dtype=torch.int32), (1, 0))
+            cum_seq_k = cum_seq_q  # not read: of pages, the numbers of keys count
         out, lse = flash_attn_varlen_func(
             query,
             key,
