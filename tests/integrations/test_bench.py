@@ -144,10 +144,12 @@ def test_training_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     table = tmp_path / "bench.csv"
     options = ["--seqlen", "40", "--dtype", "float32", "--repeats", "1", "--device", "cpu"]
     options += ["--training", "--against", "--memory", "40", "--csv", str(table)]
+    options += ["--plot", str(tmp_path / "bench.svg")]
     assert cli.main(["bench", *options]) == 0
     assert "forward + backward, median" in capsys.readouterr().out
     ours, memory = csv.DictReader(table.read_text().splitlines())
     assert ours["note"] == "stock, gradients by stock"
+    assert "forward + backward" in (tmp_path / "bench.svg").read_text()
     assert float(ours["median_ms"]) > 0
     assert int(memory["peak_bytes"]) >= 0
 
