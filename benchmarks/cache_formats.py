@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from demo import load_language_model  # noqa: E402
 
 import flashmetal  # noqa: E402
-from flashmetal.cache_formats import dequantise, quantise  # noqa: E402
+from flashmetal.cache.formats import dequantise, quantise  # noqa: E402
 
 PAIRS = (
     ("dense", "dense"),

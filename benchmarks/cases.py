@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashmetal.bench.workloads import Workload
+from flashmetal.tools.bench.workloads import Workload
 
 CAUSAL: dict[str, Any] = {"window_right": 0}
 NARROW: dict[str, Any] = {"window_left": 127, "window_right": 0}

@@ -25,7 +25,8 @@ import flashmetal
 from flashmetal import checks
 from flashmetal.engines import portable, stock
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs
 
 BATCH = 200  # calls between two looks at the clock
 UNREAD = "the same, lengths unread as on MPS"

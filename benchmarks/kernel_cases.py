@@ -13,15 +13,11 @@ from kernel_launches import Kernel, Launched, launched, plain_kernel
 from kernel_steps import Shape, Steps, extension, steps_of
 
 import metalsim
-from flashmetal.bench.workloads import Workload
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.engines.metal.choice import TENSOR_FAMILY
+from flashmetal.engines.metal.kernel_choice import TENSOR_FAMILY
 from flashmetal.engines.metal.tile_choice import Choice, choose_tile
-from flashmetal.problem import AttentionProblem
-from flashmetal.reference import attention_reference
-from flashmetal.testing import assert_matches_reference, make_inputs
-from flashmetal.tiles import (
+from flashmetal.engines.metal.tiles import (
     DECODE_QUERIES,
     MOST_SPLITS,
     Tile,
@@ -30,6 +26,10 @@ from flashmetal.tiles import (
     splits_of,
     tile_of,
 )
+from flashmetal.problem import AttentionProblem
+from flashmetal.reference import attention_reference
+from flashmetal.testing import assert_matches_reference, make_inputs
+from flashmetal.tools.bench.workloads import Workload
 
 _LINE_BYTES = 128
 _MOST_PLAIN = 256

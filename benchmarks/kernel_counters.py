@@ -25,7 +25,8 @@ from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.cooperative import layout_of
 from flashmetal.gradients import QueryRows
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs
 from flashmetal.testing import differentiable, make_inputs, make_output_gradients
 from metalsim.profile import LineCounters
 

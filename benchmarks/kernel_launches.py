@@ -14,11 +14,12 @@ from flashmetal.engines.metal.bindings import bound
 from flashmetal.engines.metal.cooperative import layout_of
 from flashmetal.engines.metal.launch import Addresses, loads_of
 from flashmetal.engines.metal.params import Geometry, pack_integers, pack_scalars
+from flashmetal.engines.metal.tiles import THREADGROUP_BYTES, Tile
 from flashmetal.engines.metal.variant import Loads, render, variant_of
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
 from flashmetal.reference import attention_reference
+from flashmetal.request import AttentionInputs
 from flashmetal.testing import assert_matches_reference
-from flashmetal.tiles import THREADGROUP_BYTES, Tile
 
 _PLAIN = Path(__file__).parent / "plain" / "attention_plain.metal"
 _SCALAR = "attention_forward_scalar"

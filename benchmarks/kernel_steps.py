@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flashmetal.tiles import Tile
+from flashmetal.engines.metal.tiles import Tile
 
 Steps = Counter[tuple[str | int, ...]]
 _SHORT = 5  # periods of the tile, in queries and in keys, that short launches have at most

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from kernel_cases import Done, least
 
-from flashmetal.bench.workloads import Workload
+from flashmetal.tools.bench.workloads import Workload
 from metalsim.timing import Chip, Prediction, Work, chip, predict, work_of_counters
 
 _LANES = 32

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from flashmetal.bench.workloads import Workload, workloads
+from flashmetal.tools.bench.workloads import Workload, workloads
 
 RESULTS = Path(__file__).parent / "results"
 CHIPS = ("M1 Max", "M3 Max", "M4", "M5 Max")

@@ -21,11 +21,12 @@ from rich.progress import track
 from rich.table import Table
 
 import metalsim
-from flashmetal.bench.memory import forget_peak, resident_peak
 from flashmetal.engines import metal, portable
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs
 from flashmetal.testing import assert_matches_reference, make_inputs
+from flashmetal.tools.bench.memory import forget_peak, resident_peak
 
 RESULTS = Path(__file__).parent / "results" / "long_and_odd.json"
 ENGINES = ("metal", "portable")  # metal in metalsim, tiles of M1

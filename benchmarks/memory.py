@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from cases import CAUSAL, NARROW, call
 
-from flashmetal.bench.contestants import as_padded, contestants, eager, own_engines
-from flashmetal.bench.memory import forget_peak, resident_peak
-from flashmetal.bench.workloads import Workload
+from flashmetal.tools.bench.contestants import as_padded, contestants, eager, own_engines
+from flashmetal.tools.bench.memory import forget_peak, resident_peak
+from flashmetal.tools.bench.workloads import Workload
 
 SEQLENS = (2048, 4096, 8192, 16384)
 # One head: eager's scores at S=16384 are 1 GiB a copy already.

@@ -39,7 +39,7 @@ from flashmetal import CacheShape, CacheStep, PagedKVCache, flash_attn_3_with_kv
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.integrations import transformers as integration
 from flashmetal.testing import error_budget
-from flashmetal.trace import Trace
+from flashmetal.tools.trace import Trace
 
 RESULTS = Path(__file__).parent / "results" / "nvidia_models.json"
 OURS = integration.NAME

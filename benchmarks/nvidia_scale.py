@@ -25,7 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import flashmetal
 import metalsim
-from flashmetal.cache_formats import dequantise, quantise
+from flashmetal.cache.formats import dequantise, quantise
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 
 RESULTS = Path(__file__).parent / "results" / "nvidia_scale.json"

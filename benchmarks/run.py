@@ -26,10 +26,10 @@ from report import (
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flashmetal.bench.checking import Oracle
-from flashmetal.bench.contestants import Contestant, contestants
-from flashmetal.bench.measure import interleaved
 from flashmetal.plan import plan
+from flashmetal.tools.bench.checking import Oracle
+from flashmetal.tools.bench.contestants import Contestant, contestants
+from flashmetal.tools.bench.measure import interleaved
 
 _LEAST_REPEATS = 3
 

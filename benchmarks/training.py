@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flashmetal.bench.measure import Options, contest, interleaved
 from flashmetal.plan import plan
+from flashmetal.tools.bench.measure import Options, contest, interleaved
 
 CHECKED = 512
 _SECONDS_EACH = 20.0

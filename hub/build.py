@@ -24,7 +24,7 @@ SUFFIXES = ("h", "metal", "py", "txt")
 # A variant is a folder's name and the backend in its metadata, which has no word for "universal".
 VARIANTS = {"torch-metal": "metal", "torch-universal": "cpu"}
 # Integrations import the libraries they serve, by whom flashmetal is loaded here.
-LEFT_OUT = ("cli.py", "integrations")
+LEFT_OUT = ("tools/cli.py", "integrations")
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src" / NAME
@@ -96,7 +96,7 @@ def build_variant(folder: Path, backend: str) -> None:
 def copy_sources(folder: Path) -> None:
     for path in sorted(SOURCE.rglob("*")):
         place = path.relative_to(SOURCE)
-        if path.suffix[1:] in SUFFIXES and place.parts[0] not in LEFT_OUT:
+        if path.suffix[1:] in SUFFIXES and not place.as_posix().startswith(LEFT_OUT):
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / place)
 

@@ -17,7 +17,7 @@ OUTSIDE = (
     "metalsim/README.md",
     "metalsim/docs/**/*.md",
     "metalsim/gallery/*.metal",
-    "src/flashmetal/tiles.txt",
+    "src/flashmetal/engines/metal/tiles.txt",
     "src/flashmetal/engines/metal/msl/*",
     "benchmarks/*.py",
     "benchmarks/results/*",

@@ -9,11 +9,11 @@ from .api import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
-from .api_cache import flash_attn_3_with_kvcache, flash_attn_with_kvcache
+from .cache.api import flash_attn_3_with_kvcache, flash_attn_with_kvcache
+from .cache.page_pool import CacheFullError
+from .cache.paged import CacheMemory, CacheShape, CacheStep, PagedKVCache
 from .explain import explain
-from .kvcache import CacheMemory, CacheShape, CacheStep, PagedKVCache
-from .page_pool import CacheFullError
-from .trace import start_if_asked
+from .tools.trace_report import start_if_asked
 
 __all__ = [
     "CacheFullError",

@@ -23,13 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from .ops import attend, attend_into, dropout_signs, with_rng_state
-from .problem import (
-    AttentionInputs,
-    Request,
-    make_request,
-    unpack,
-    with_key_lengths,
-)
+from .request import AttentionInputs, Request, make_request, unpack, with_key_lengths
 
 
 def flash_attn_func(
@@ -193,7 +187,7 @@ def flash_attn_varlen_func(
             page_size], -1 for none. Of cu_seqlens_k only the differences count.
         bias: (B or 1, Hq or 1, max_seqlen_q or 1, max_seqlen_k or, paged, pages * page_size).
         seqused_k: (B,) int32, keys in use at the start of each key sequence; the rest is not read.
-        k_scale: of a quantised k (:func:`.cache_formats.quantise`); so v_scale for v.
+        k_scale: of a quantised k (:func:`.cache.formats.quantise`); so v_scale for v.
         validate: check the values of cu_seqlens and seqused_k although that waits for the device.
             Those of CPU tensors are always checked.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .gradients import QueryRows
 from .ops import attend, attention_backward, dropout_signs, with_rng_state
-from .problem import AttentionInputs, Request, make_request
+from .request import AttentionInputs, Request, make_request
 
 _Forward = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .cache_formats import DTYPES as FORMAT_DTYPES
-from .cache_formats import check_format, scale_shape, stored_format
+from .cache.formats import DTYPES as FORMAT_DTYPES
+from .cache.formats import check_format, scale_shape, stored_format
 
 if TYPE_CHECKING:
-    from .problem import AttentionInputs, AttentionProblem, Request
+    from .request import Request
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 IMPLS = ("auto", "metal", "portable", "stock", "reference")
@@ -84,7 +82,7 @@ def check_query_key_value(function: str, given: dict[str, Facts], packed: bool) 
         raise TypeError(
             f"{function}: q, k and v must have one dtype of float16, bfloat16, float32 and "
             f"float64, got {q[1]}, {k[1]} and {v[1]}; convert them with .to(), or "
-            "quantise k and v with flashmetal.cache_formats"
+            "quantise k and v with flashmetal.cache.formats"
         )
     for name in "kv":
         _check_scale(function, name, given, f"{name}_scale")
@@ -123,7 +121,7 @@ def _check_scale(function: str, name: str, given: dict[str, Facts], scale_name: 
         got = "none" if scale is None else f"{words(scale[0])} {scale[1]}"
         raise ValueError(
             f"{function}: an {cache_format} {name} needs {scale_name} {words(expected)} "
-            f"torch.float32, got {got}; flashmetal.cache_formats.quantise returns it"
+            f"torch.float32, got {got}; flashmetal.cache.formats.quantise returns it"
         )
 
 
@@ -304,105 +302,3 @@ def check_lengths_tensor(function: str, name: str, fact: Facts, expected: str) -
 
 def words(shape: Sequence[int]) -> str:
     return str(tuple(shape))
-
-
-def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: Request) -> None:
-    """Check the values of cu_seqlens, seqused_k, leftpad_k and block_table, without any waiting.
-
-    CPU tensors always, others under ``validate=True``. Traced tensors have no values to check.
-    """
-    starts_q, starts_k = inputs.cu_seqlens_q, inputs.cu_seqlens_k
-    function, offsets_k = request.function, None
-    if starts_q is not None:
-        if not is_readable(starts_q, request.validate):
-            return
-        sides = (inputs.q.shape[0], problem.seqlen_q), (inputs.k.shape[0], problem.seqlen_k)
-        offsets_k = checked_offsets(function, "q", starts_q, *sides[0])
-        if starts_k is not None and (starts_k is not starts_q or sides[0] != sides[1]):
-            offsets_k = checked_offsets(function, "k", starts_k, *sides[1])
-    for name, counts in ("seqused_k", inputs.seqused_k), ("leftpad_k", inputs.leftpad_k):
-        if counts is None or not is_readable(counts, request.validate):
-            continue
-        most = [problem.seqlen_k] * problem.batch
-        if offsets_k is not None and starts_k is not None:
-            most = list(map(operator.sub, offsets_k[1:], offsets_k))
-        _check_counts(function, public_name(function, name), _values(counts), most)
-    table = inputs.block_table
-    if table is not None and table.numel() and is_readable(table, request.validate):
-        check_pages(function, table, inputs.k.shape[0])
-
-
-def _check_counts(function: str, name: str, counts: list[int], most: list[int]) -> None:
-    for index, (count, limit) in enumerate(zip(counts, most, strict=True)):
-        if not 0 <= count <= limit:
-            raise ValueError(
-                f"{function}: {name} must lie between 0 and the {limit} keys of its sequence, got "
-                f"{count} for sequence {index}"
-            )
-
-
-def check_pages(function: str, table: Tensor, pages: int) -> None:
-    """ValueError where a block table names a page that the cache does not have."""
-    least, most = (int(x) for x in table.aminmax())
-    if least < -1 or most >= pages:
-        raise ValueError(
-            f"{function}: block_table (or cache_batch_idx) must hold pages from 0 to {pages - 1}, "
-            f"or -1 for none, got {least if least < -1 else most}"
-        )
-
-
-def is_readable(lengths: Tensor, validate: bool) -> bool:
-    """Whether reading the values waits for no device, or is asked for."""
-    return type(lengths) is Tensor and (lengths.is_cpu or validate)
-
-
-def _values(lengths: Tensor) -> list[int]:
-    return cast("list[int]", lengths.tolist())
-
-
-def checked_offsets(
-    function: str, side: str, offsets: Tensor, total: int, longest: int
-) -> list[int]:
-    """The values of one cu_seqlens, which ascend from 0 to ``total`` in steps up to ``longest``."""
-    starts = _values(offsets)
-    if starts[0] != 0 or starts[-1] != total:
-        raise ValueError(
-            f"{function}: cu_seqlens_{side} must run from 0 to the {total} rows of {side}, got "
-            f"{starts[0]} to {starts[-1]}"
-        )
-    start = 0
-    for end in starts:
-        if not 0 <= end - start <= longest:
-            _refuse_offsets(function, side, starts, longest)
-        start = end
-    return starts
-
-
-def _refuse_offsets(function: str, side: str, starts: list[int], longest: int) -> NoReturn:
-    for index, (start, end) in enumerate(pairwise(starts)):
-        if end < start:
-            raise ValueError(
-                f"{function}: cu_seqlens_{side} must not decrease, got {start} followed by {end} "
-                f"at {index}"
-            )
-    most = max(map(operator.sub, starts[1:], starts))
-    raise ValueError(
-        f"{function}: max_seqlen_{side} must be at least the longest sequence, {most}, got "
-        f"{longest}"
-    )
-
-
-def check_out(
-    out: object, problem: AttentionProblem, inputs: AttentionInputs, request: Request
-) -> None:
-    """Check the tensor that a call writes into."""
-    function, q = request.function, inputs.q
-    shape = (*q.shape[:-1], problem.head_dim_v)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"{function}: out must be a torch.Tensor, got {type(out).__name__}")
-    if out.dtype != q.dtype:
-        raise TypeError(f"{function}: out must have q's dtype {q.dtype}, got {out.dtype}")
-    if out.shape != shape or out.device != q.device:
-        raise ValueError(
-            f"{function}: out must be {shape} on {q.device}, got {words(out.shape)} on {out.device}"
-        )

@@ -8,12 +8,8 @@ from torch import Tensor
 
 from .engines import metal
 from .plan import Plan, plan
-from .problem import (
-    AttentionInputs,
-    AttentionProblem,
-    make_request,
-    with_key_lengths,
-)
+from .problem import AttentionProblem
+from .request import AttentionInputs, make_request, with_key_lengths
 
 
 class Explanation(NamedTuple):

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_lengths, check_out
 from .engines import metal, portable, stock
 from .gradients import Gradients, QueryRows
 from .plan import Plan, plan, set_aside
-from .problem import AttentionInputs, AttentionProblem, Request, is_forward_mode
+from .problem import AttentionProblem, is_forward_mode
 from .reference import attention_reference, dropout_mask
+from .request import AttentionInputs, Request
+from .value_checks import check_lengths, check_out
 
 # The arguments are the fields of AttentionInputs, then those of Request.
 _ARGUMENTS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from .cache_append import CacheAppend
+from .cache.append import CacheAppend
 from .engines import metal, portable, stock
 from .engines.metal.runtime import Runtime, runtime_for
 from .problem import AttentionProblem

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cache_formats import dequantise
+from .cache.formats import dequantise
 from .packed import sequence_and_row
 from .philox import kept
-from .problem import AttentionInputs, AttentionProblem
+from .problem import AttentionProblem
+from .request import AttentionInputs
 
 
 def attention_reference(

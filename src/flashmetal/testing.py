@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .cache.testing import store
 from .gradients import Gradients
-from .problem import AttentionInputs, AttentionProblem, Request, with_key_lengths
+from .problem import AttentionProblem
 from .reference import attention_reference
-from .testing_cache import store
+from .request import AttentionInputs, Request, with_key_lengths
 
 _ROUNDINGS = 4  # of P, dP, delta and the product, in the gradient of a score
 _MARGIN = 3  # rows of NaN around a poisoned tensor; odd, so that alignment is lost too
@@ -61,7 +62,7 @@ def make_inputs(
         alibi: True or "head" for slopes (Hq,), "batch_head" for (B, Hq).
         lengths_q: of packed sequences, with ``lengths_k``; batch and seqlen are ignored.
         seqused_k: keys in use, the first ``leftpad_k`` not; the others are NaN.
-        page_size: put k, v into shuffled pages, in formats of :mod:`.cache_formats`.
+        page_size: put k, v into shuffled pages, in formats of :mod:`.cache.formats`.
         strided: q, k and v become views, heads before the sequence, amid NaN, as with ``poison``.
     """
     seqlen_k = seqlen_q if seqlen_k is None else seqlen_k

@@ -15,8 +15,8 @@ from urllib.parse import unquote
 import pytest
 import torch
 
-from flashmetal import cli
 from flashmetal.checks import IMPLS, KERNELS
+from flashmetal.tools import cli
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "docs" / "scripts"

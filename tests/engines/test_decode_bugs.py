@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashmetal
 from flashmetal.engines import panels, portable, stock
-from flashmetal.problem import AttentionInputs, AttentionProblem, Request
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from ..operations import Operations

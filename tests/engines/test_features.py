@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flashmetal.engines import panels, portable, stock
-from flashmetal.problem import AttentionInputs, AttentionProblem, Request
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from ..features import CACHES, DEVICE, DTYPES, FEATURES, FULL_OR_CAUSAL, SHAPE

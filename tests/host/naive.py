@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs
 
 Array = NDArray[np.float64]
 

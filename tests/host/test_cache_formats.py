@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashmetal.cache_formats import FORMATS, dequantise, quantise
+from flashmetal.cache.formats import FORMATS, dequantise, quantise
 
 # Half the distance between two codes at the largest magnitude, relative to that magnitude.
 HALF_STEP = {"dense": 0.0, "int8": 0.5 / 127, "fp8": 16 / 448, "int4": 0.5 / 7}

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import flashmetal
-from flashmetal.problem import AttentionInputs, Request
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import make_inputs
 
 STARTS = torch.tensor([0, 3, 3, 10], dtype=torch.int32)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import flashmetal
-from flashmetal.problem import AttentionInputs, Request
 from flashmetal.reference import attention_reference
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import make_inputs
 
 STARTS_Q = torch.tensor([0, 3, 3, 8], dtype=torch.int32)

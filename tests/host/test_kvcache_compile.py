@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import flashmetal
-from flashmetal.cache_append import AppendInputs, AppendRequest
-from flashmetal.cache_formats import quantise
+from flashmetal.cache.append import AppendInputs, AppendRequest
+from flashmetal.cache.formats import quantise
 
 B, HQ, HK, D, PAGE = 2, 4, 2, 32, 8
 
@@ -72,7 +72,7 @@ def test_the_operator_is_what_torch_expects() -> None:
         k_scale=given["k_scale"],
         v_scale=given["v_scale"],
     )
-    operator = torch.ops.flashmetal.cache_append.default
+    operator = torch.ops.flashmetal.cache.append.default
     torch.library.opcheck(operator, (*inputs, *AppendRequest("test")))
 
 

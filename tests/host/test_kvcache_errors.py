@@ -10,7 +10,7 @@ import torch
 
 import flashmetal
 from flashmetal import CacheFullError, CacheShape, PagedKVCache
-from flashmetal.cache_formats import dequantise, quantise
+from flashmetal.cache.formats import dequantise, quantise
 
 SHAPE = CacheShape(layers=1, pages=4, page_size=4, heads=2, head_dim=8, head_dim_v=8)
 

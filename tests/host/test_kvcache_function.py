@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import flashmetal
-from flashmetal.cache_formats import dequantise, quantise
-from flashmetal.problem import AttentionInputs, AttentionProblem, Request
+from flashmetal.cache.formats import dequantise, quantise
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import assert_matches_reference
 
 HEADS_Q, HEADS_K, DIM, ROTARY, CAPACITY = 4, 2, 32, 8, 40

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import flashmetal
 from flashmetal.engines import portable
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs
 
 STARTS = torch.tensor([0, 3, 10], dtype=torch.int32)
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from torch import Tensor
 
 from flashmetal import CacheFullError, CacheShape, PagedKVCache
-from flashmetal.page_pool import PagePool
+from flashmetal.cache.page_pool import PagePool
 
 SHAPE = CacheShape(layers=2, pages=18, page_size=3, heads=1, head_dim=2, head_dim_v=1)
 STEPS = 50

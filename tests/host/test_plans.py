@@ -10,16 +10,16 @@ import torch
 
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.forward import forward_variant
-from flashmetal.engines.metal.variant import Loads, render
-from flashmetal.plan import plan
-from flashmetal.testing import make_inputs
-from flashmetal.tiles import (
+from flashmetal.engines.metal.tiles import (
     THREADGROUP_BYTES,
     most_head_dim,
     registers,
     threadgroup_bytes,
     tile_of,
 )
+from flashmetal.engines.metal.variant import Loads, render
+from flashmetal.plan import plan
+from flashmetal.testing import make_inputs
 
 # Registers a lane that still leave enough simdgroups on a core, of the 128 that a lane can have: 20
 # of the forward kernel on Apple7, whose register file is split evenly; later chips share a memory.

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import flashmetal
-from flashmetal.problem import AttentionInputs, AttentionProblem, Request
+from flashmetal.problem import AttentionProblem
 from flashmetal.reference import attention_reference
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from .naive import naive_attention

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from flashmetal import reference
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
 from flashmetal.reference import attention_reference
+from flashmetal.request import AttentionInputs
 from flashmetal.testing import assert_matches_reference, error_budget, make_inputs
 
 SHAPE: dict[str, Any] = dict(seqlen_q=20, seqlen_k=33, heads_q=4, heads_k=2, head_dim=16)

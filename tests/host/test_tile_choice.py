@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import flashmetal
+from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.machine_files import machine_file, machine_name
 from flashmetal.engines.metal.measured import keep_row, read_rows
 from flashmetal.engines.metal.tile_choice import Choice, choose_tile
+from flashmetal.engines.metal.tiles import Row, Tile, row_of, tile_of
 from flashmetal.problem import AttentionProblem
 from flashmetal.testing import make_inputs
-from flashmetal.tiles import Row, Tile, row_of, tile_of
 
 MACHINE = "M1, Darwin 26.2, torch 2.13.0"
 
@@ -45,7 +46,7 @@ def measured(**fields: Any) -> Row:
 
 
 def test_a_row_is_its_line_of_text() -> None:
-    lines = resources.files(flashmetal).joinpath("tiles.txt").read_text().splitlines()
+    lines = resources.files(metal).joinpath("tiles.txt").read_text().splitlines()
     rows = [line for line in lines if "|" in line and not line.startswith("#")][1:]
     assert [str(Row.parse(line)) for line in rows] == rows
 

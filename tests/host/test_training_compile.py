@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import flashmetal
 from flashmetal.engines import portable
-from flashmetal.problem import AttentionInputs, Request
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import differentiable, make_inputs
 
 from ..features import SHAPE, TRAINING

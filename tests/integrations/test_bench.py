@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashmetal import cli
-from flashmetal.bench import measure as measuring
-from flashmetal.bench.contestants import Call, Padded
-from flashmetal.bench.measure import Options, contest, measure
-from flashmetal.bench.workloads import Workload, workloads
 from flashmetal.reference import attention_reference
 from flashmetal.testing import error_budget
+from flashmetal.tools import cli
+from flashmetal.tools.bench import measure as measuring
+from flashmetal.tools.bench.contestants import Call, Padded
+from flashmetal.tools.bench.measure import Options, contest, measure
+from flashmetal.tools.bench.workloads import Workload, workloads
 
 SMALL = dict(batch=2, seqlen_q=24, seqlen_k=40, heads_q=4, heads_k=2, head_dim=16, head_dim_v=16)
 CASES = [

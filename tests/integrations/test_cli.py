@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashmetal import cli
+from flashmetal.tools import cli
 
 from ..interpreter import python
 
 
 def test_doctor_lists_every_engine_and_this_machine() -> None:
-    done = python("-m", "flashmetal.cli", "doctor")
+    done = python("-m", "flashmetal.tools.cli", "doctor")
     assert done.returncode == 0, done.stderr
     for word in ("metal", "portable", "stock", "reference", torch.__version__):
         assert word in done.stdout

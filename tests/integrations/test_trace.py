@@ -9,9 +9,10 @@ from types import FunctionType
 import pytest
 import torch
 
-from flashmetal import cli, explain, flash_attn_func, ops
+from flashmetal import explain, flash_attn_func, ops
 from flashmetal.settings import trace_target
-from flashmetal.trace import Trace, features
+from flashmetal.tools import cli
+from flashmetal.tools.trace import Trace, features
 
 from ..interpreter import python
 
@@ -37,7 +38,9 @@ def script(tmp_path: Path) -> str:
 
 def test_the_command_runs_the_script_as_python_does(script: str, tmp_path: Path) -> None:
     found = tmp_path / "trace.json"
-    done = python("-m", "flashmetal.cli", "trace", "--json", str(found), script, "--json", "a")
+    done = python(
+        "-m", "flashmetal.tools.cli", "trace", "--json", str(found), script, "--json", "a"
+    )
     assert done.returncode == 3, done.stderr
     assert done.stdout == "['--json', 'a'] __main__\n"
     (call,) = json.loads(found.read_text())["calls"]

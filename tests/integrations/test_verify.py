@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import metalsim
-from flashmetal.cli import main
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.verify import VERIFIED, cases
+from flashmetal.tools.cli import main
+from flashmetal.tools.verify import VERIFIED, cases
 
 ONE = ["verify", "--device", "cpu", "--dtype", "float16", "--kernel", "simdgroup"]
 

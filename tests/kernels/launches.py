@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 import metalsim
+from flashmetal.cache.testing_append import make_append
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Runtime, metal_runtime
 from flashmetal.gradients import QueryRows
 from flashmetal.reference import attention_reference
 from flashmetal.testing import differentiable, make_inputs, make_output_gradients
-from flashmetal.testing_append import make_append
 from metalsim.buffer_files import read_buffer
 
 from .simulated import gpu_of

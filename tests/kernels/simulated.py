@@ -15,7 +15,8 @@ from torch import Tensor
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs
 
 TILE_GPUS = ("M1", "M3")  # one chip of each tile table
 

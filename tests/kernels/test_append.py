@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import metalsim
-from flashmetal import cache_ops
-from flashmetal.cache_append import AppendInputs, AppendRequest, CacheAppend
+from flashmetal.cache import ops as cache_ops
+from flashmetal.cache.append import AppendInputs, AppendRequest, CacheAppend
+from flashmetal.cache.testing_append import copied, make_append
 from flashmetal.engines import append as portable
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Runtime, SetAside, Trust, metal_runtime
 from flashmetal.engines.metal.append import append
-from flashmetal.testing_append import copied, make_append
 
 from ..features import in_turn
 from .simulated import bits, gpu_of, runtime

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from flashmetal.engines import metal
+from flashmetal.engines.metal.tiles import tile_of
 from flashmetal.gradients import QueryRows
 from flashmetal.testing import make_inputs
-from flashmetal.tiles import tile_of
 
 from ..features import in_turn
 from .simulated import TILE_GPUS, counted, counted_forward, simulated_forward

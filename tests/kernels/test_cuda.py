@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import metalsim
+from flashmetal.cache.testing_append import copied, make_append
 from flashmetal.engines import append as portable
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
@@ -22,7 +23,6 @@ from flashmetal.testing import (
     make_inputs,
     make_output_gradients,
 )
-from flashmetal.testing_append import copied, make_append
 
 from ..features import CACHES, FEATURES, SHAPE, TRAINING
 from .simulated import TILE_GPUS, bits

@@ -12,9 +12,9 @@ import torch
 import flashmetal
 import metalsim
 from flashmetal.engines.metal import Gpu, metal_runtime
+from flashmetal.engines.metal.tiles import splits_of
 from flashmetal.plan import plan
 from flashmetal.testing import assert_matches_reference, make_inputs
-from flashmetal.tiles import splits_of
 
 from ..features import CACHES, FEATURES, SHAPE, in_turn
 from .simulated import TILE_GPUS, bits, counted_forward, runtime, simulated_forward

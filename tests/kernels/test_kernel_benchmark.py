@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from flashmetal.bench.workloads import Workload
+from flashmetal.engines.metal.tiles import Tile, tile_of
 from flashmetal.testing import make_inputs
-from flashmetal.tiles import Tile, tile_of
+from flashmetal.tools.bench.workloads import Workload
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

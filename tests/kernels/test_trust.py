@@ -22,7 +22,8 @@ from flashmetal.engines.metal.launch import Addresses, loads_of
 from flashmetal.engines.metal.params import Geometry
 from flashmetal.engines.metal.proof import small_call
 from flashmetal.engines.metal.variant import Variant, render
-from flashmetal.problem import AttentionInputs, AttentionProblem
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from ..features import CACHES, DROPOUT, FEATURES, SHAPE

@@ -12,16 +12,16 @@ import torch
 
 import flashmetal
 import metalsim
-from flashmetal import tune_command
-from flashmetal.cli import _parser, main
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.machine_files import machine_file, machine_name
 from flashmetal.engines.metal.measured import read_rows
+from flashmetal.engines.metal.tiles import THREADGROUP_BYTES, Row, Tile, threadgroup_bytes
 from flashmetal.gradients import QueryRows
 from flashmetal.testing import make_inputs
-from flashmetal.tiles import THREADGROUP_BYTES, Row, Tile, threadgroup_bytes
-from flashmetal.tune import Outcome, Task, candidates, tune
+from flashmetal.tools import tune_command
+from flashmetal.tools.cli import _parser, main
+from flashmetal.tools.tune import Outcome, Task, candidates, tune
 
 from .simulated import bits, gpu_of
 

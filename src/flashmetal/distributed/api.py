@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..checks import check_lengths_tensor
 from ..plan import plan
-from ..problem import AttentionInputs, AttentionProblem, Request, make_request
+from ..problem import AttentionProblem
+from ..request import AttentionInputs, Request, make_request
 from .groups import Group, Ranks
 from .ring import Ring, RingAttention
 from .sharding import Sharding, check_sharding, lengths_of

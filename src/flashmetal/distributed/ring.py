@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from ..gradients import QueryRows, sink_gradient
 from ..merging import join
 from ..ops import attend, attention_backward
-from ..problem import AttentionInputs, Request
+from ..request import AttentionInputs, Request
 from .groups import Ranks, Shift
 from .sharding import Meeting, Rows, Sharding, cached_meetings, cached_steps
 

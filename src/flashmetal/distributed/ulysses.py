@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..ops import attend
-from ..problem import AttentionInputs, Request
+from ..request import AttentionInputs, Request
 from .groups import Ranks
 from .sharding import Sharding, cached_index
 

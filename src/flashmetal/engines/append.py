@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cache_append import AppendInputs, CacheAppend
-from ..cache_formats import quantise
+from ..cache.append import AppendInputs, CacheAppend
+from ..cache.formats import quantise
 
 
 def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:

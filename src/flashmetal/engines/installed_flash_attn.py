@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import AttentionInputs, AttentionProblem
+from ..problem import AttentionProblem
+from ..request import AttentionInputs
 from ..testing import assert_matches_reference, make_inputs
 
 _OURS = "flashmetal"  # the origin of modules that our own `import flash_attn` serves

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cache_formats import dequantise
+from ..cache.formats import dequantise
 
 # From so many neighbouring keys on, reading them in place beats gathering them with others.
 _LEAST_RUN = 8

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, QueryRows
-from ..problem import AttentionInputs, AttentionProblem
+from ..problem import AttentionProblem
+from ..request import AttentionInputs
 from . import panels
 from .key_value import CachedPanel, Panel, PlainKeys
 from .panels import NEGLIGIBLE, Tiling

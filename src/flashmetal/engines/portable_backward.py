@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, QueryRows, sink_gradient
-from ..problem import AttentionInputs, AttentionProblem
+from ..problem import AttentionProblem
+from ..request import AttentionInputs
 from . import panels
 from .key_value import Panel, PlainKeys, product
 from .sequences import Sequence, compute_dtype, sequences

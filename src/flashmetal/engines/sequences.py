@@ -9,7 +9,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..problem import AttentionInputs, AttentionProblem
+from ..problem import AttentionProblem
+from ..request import AttentionInputs
 from .key_value import CachedKeys, CachedSequence, Stored
 
 # A group of sequences may have so many columns that are empty, however few its keys.

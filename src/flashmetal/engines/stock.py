@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..gradients import Gradients, QueryRows, sink_gradient
 from ..merging import join, with_sinks
-from ..problem import AttentionInputs, AttentionProblem
+from ..problem import AttentionProblem
+from ..request import AttentionInputs
 from . import panels, portable, stock_cuda
 from .sequences import compute_dtype, fits_together, new_outputs, sequences
 

@@ -24,7 +24,8 @@ from torch.utils import deterministic
 from ..gradients import Gradients, QueryRows, sink_gradient
 from ..merging import with_sinks
 from ..pieces import Piece, cut, visible
-from ..problem import AttentionInputs, AttentionProblem
+from ..problem import AttentionProblem
+from ..request import AttentionInputs
 from . import installed_flash_attn
 from .sequences import new_outputs
 

@@ -2,9 +2,9 @@
 
 from .append import append, refuse_append
 from .backward import backward, refuse_backward
-from .choice import kernels_for, refuse_kernel
 from .forward import forward, refuse
 from .gpu import Gpu
+from .kernel_choice import kernels_for, refuse_kernel
 from .runtime import Runtime, metal_runtime
 from .tile_choice import tiles_of
 from .trust import SetAside, Trust

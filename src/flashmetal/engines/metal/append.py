@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...cache_append import AppendInputs, CacheAppend
-from ...testing_append import assert_append_matches_reference, copied, make_append
+from ...cache.append import AppendInputs, CacheAppend
+from ...cache.testing_append import assert_append_matches_reference, copied, make_append
 from . import bindings, params
 from .launch import Launch
 from .runtime import Runtime, refuse_tensors, runtime_for

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from ...gradients import Gradients, QueryRows, sink_gradient
-from ...problem import AttentionInputs, AttentionProblem
+from ...problem import AttentionProblem
 from ...reference import attention_reference
-from ...testing import (
-    assert_gradients_match_reference,
-    differentiable,
-    make_output_gradients,
-)
-from ...tiles import Tile, most_head_dim
+from ...request import AttentionInputs
+from ...testing import assert_gradients_match_reference, differentiable, make_output_gradients
 from .cooperative import layout_of
 from .forward import refuse
 from .launch import WIDEST_LOAD, Addresses, Launch, loads_of, work_of
@@ -23,6 +19,7 @@ from .params import Geometry, pack_backward_integers, pack_scalars
 from .proof import small_call
 from .runtime import Runtime, runtime_for
 from .tile_choice import Choice, Pinned, choose_tile
+from .tiles import Tile, most_head_dim
 from .variant import KernelVariant, Loads, variant_of
 
 _DELTA_SIMDGROUPS = 4

@@ -6,10 +6,14 @@ a variant does not use is absent from its signature, and its operand is a null p
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from .variant import Variant
+
+class NamedKernel(Protocol):
+    """A kernel's name beside its flags, which have the names that :data:`TABLES` asks for."""
+
+    @property
+    def kernel(self) -> str: ...
 
 
 class Binding(NamedTuple):
@@ -103,13 +107,13 @@ TABLES = {
 }
 
 
-def bound(variant: Variant) -> tuple[str, ...]:
+def bound(variant: NamedKernel) -> tuple[str, ...]:
     """Names of the buffers this variant binds, in index order."""
     table = TABLES[variant.kernel]
     return tuple(b.name for b in table if b.flag is None or getattr(variant, b.flag))
 
 
-def declarations(variant: Variant, scalars: bool = True) -> str:
+def declarations(variant: NamedKernel, scalars: bool = True) -> str:
     """MSL: struct Operands and the macros ATTENTION_BINDINGS and ATTENTION_OPERANDS."""
     table, present = TABLES[variant.kernel], bound(variant)
     members = "".join(f"  {b.msl_type} {b.name};\n" for b in table)

@@ -8,11 +8,11 @@ from functools import lru_cache, partial
 from torch import Tensor
 
 from ...problem import AttentionProblem
-from ...tiles import MOST_SPLITS, splits_of
 from .launch import Addresses, Launch, loads_of, work_of
 from .params import Geometry, pack_integers, pack_scalars
 from .runtime import Runtime
 from .tile_choice import Choice, Pinned, choose_tile
+from .tiles import MOST_SPLITS, splits_of
 from .variant import KernelVariant, Loads, variant_of
 
 _COMBINE_SIMDGROUPS = 4

@@ -7,9 +7,9 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from ...problem import AttentionInputs, AttentionProblem
+from ...problem import AttentionProblem
+from ...request import AttentionInputs
 from ...testing import assert_matches_reference
-from ...tiles import most_head_dim
 from .cooperative import layout_of
 from .decode import decode
 from .launch import WIDEST_LOAD, Addresses, Launch, loads_of, work_of
@@ -17,6 +17,7 @@ from .params import Geometry, pack_integers, pack_scalars
 from .proof import small_call
 from .runtime import Runtime, refuse_tensors, runtime_for
 from .tile_choice import Choice, Pinned, choose_tile
+from .tiles import most_head_dim
 from .variant import KernelVariant, Loads, variant_of
 
 MOST_HEAD_DIM = most_head_dim("forward")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ...problem import AttentionInputs, AttentionProblem
+from ...problem import AttentionProblem
+from ...request import AttentionInputs
 from . import bindings
 from .params import INTEGERS, Geometry
 from .runtime import Runtime

@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ...tiles import Row
 from .machine_files import replace_text
+from .tiles import Row
 
 
 def read_rows(path: Path, machine: str) -> tuple[Row, ...]:

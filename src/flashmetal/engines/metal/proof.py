@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...problem import AttentionInputs, AttentionProblem
+from ...problem import AttentionProblem
+from ...request import AttentionInputs
 from ...testing import make_inputs
 from .variant import Loads
 

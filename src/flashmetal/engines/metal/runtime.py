@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from ...cache_append import CacheAppend
+from ...cache.append import CacheAppend
 from ...problem import AttentionProblem
 from ...settings import settings
-from ...tiles import Row
 from .gpu import Gpu
 from .machine_files import machine_file, machine_name
 from .measured import read_rows
+from .tiles import Row
 from .trust import SetAside, Trust
 from .variant import MSL_TYPES, Variant, render
 

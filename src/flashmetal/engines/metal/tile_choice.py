@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...problem import AttentionProblem
-from ...tiles import LARGEST_TILE, THREADGROUP_BYTES, Row, Tile, row_of, threadgroup_bytes
 from .runtime import Runtime, runtime_for
+from .tiles import LARGEST_TILE, THREADGROUP_BYTES, Row, Tile, row_of, threadgroup_bytes
 
 
 class Choice(NamedTuple):

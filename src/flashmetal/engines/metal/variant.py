@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from ...cache_formats import FORMATS
+from ...cache.formats import FORMATS
 from ...problem import AttentionProblem
-from ...tiles import Tile
 from . import bindings, msl, params
+from .tiles import Tile
 
 MSL_TYPES = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat"}
 

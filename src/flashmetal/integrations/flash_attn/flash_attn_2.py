@@ -10,13 +10,13 @@ from ...api import (
     flash_attn_varlen_kvpacked_func,
     flash_attn_varlen_qkvpacked_func,
 )
-from ...api_cache import flash_attn_with_kvcache
 from ...api_operators import (
     flash_attn_backward,
     flash_attn_forward,
     flash_attn_varlen_backward,
     flash_attn_varlen_forward,
 )
+from ...cache.api import flash_attn_with_kvcache
 from .finder import VERSION as __version__
 
 _flash_attn_forward = _wrapped_flash_attn_forward = flash_attn_forward

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import api
-from ...api_cache import flash_attn_3_with_kvcache, refuse_unserved
+from ...cache.api import flash_attn_3_with_kvcache, refuse_unserved
 from ...merging import join
 
 __all__ = [

@@ -16,7 +16,7 @@ rotary_dim elements of the new keys by their positions before they are written, 
 query i by position cache_seqlens + i in causal and windowed calls, else all by cache_seqlens.
 Elements 2 i and 2 i + 1 form a pair, or i and i + rotary_dim / 2 if not ``rotary_interleaved``.
 
-Keys and values may be stored in 8 or 4 bits, each in its own format (:mod:`.cache_formats`), with
+Keys and values may be stored in 8 or 4 bits, each in its own format (:mod:`.cache.formats`), with
 ``k_scale`` and ``v_scale`` beside them: new rows are quantised as they are written.
 
 A call that raises has written nothing. An append records no gradients, and raises where they are
@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cache_append import AppendInputs, AppendRequest
-from .cache_ops import append_and_attend
-from .ops import attend
-from .problem import AttentionInputs, Request, make_request
+from ..ops import attend
+from ..request import AttentionInputs, Request, make_request
+from .append import AppendInputs, AppendRequest
+from .ops import append_and_attend
 
 
 def flash_attn_with_kvcache(

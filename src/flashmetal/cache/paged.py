@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cache_append import AppendInputs, AppendRequest
-from .cache_formats import check_format, dequantise, scale_shape, stored_shape
-from .cache_ops import append_to_cache
+from .append import AppendInputs, AppendRequest
+from .formats import check_format, dequantise, scale_shape, stored_shape
+from .ops import append_to_cache
 from .page_pool import PagePool
 
 
@@ -52,7 +52,7 @@ class CacheStep(NamedTuple):
     lengths: tuple[int, ...]  # before the step, as in cache_seqlens
 
     def arguments(self) -> dict[str, Any]:
-        """For :func:`.api_cache.flash_attn_3_with_kvcache`, beside q, k, v and the layer's."""
+        """For :func:`.cache.api.flash_attn_3_with_kvcache`, beside q, k, v and the layer's."""
         return {
             "page_table": self.block_table,
             "cache_seqlens": self.cache_seqlens,
@@ -232,11 +232,16 @@ class PagedKVCache:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the sequences and the pages they use as one safetensors file."""
-        from .kvcache_file import save
+        from .files import save
 
         pages, state = self._pool.state()
         index = torch.tensor(pages, dtype=torch.long, device=self.device)
-        save(path, self.shape, state, {name: x[:, index] for name, x in self._tensors.items()})
+        save(
+            path,
+            self.shape._asdict(),
+            state,
+            {name: x[:, index] for name, x in self._tensors.items()},
+        )
 
     @classmethod
     def load(
@@ -246,9 +251,10 @@ class PagedKVCache:
 
         Raises ValueError where the file is no cache, or holds more pages.
         """
-        from .kvcache_file import load
+        from .files import load
 
-        shape, state, tensors = load(path)
+        described, state, tensors = load(path)
+        shape = CacheShape(**described)
         cache = cls(shape._replace(pages=pages or shape.pages), device)
         held = cache._pool.restore(state)
         for name, x in cache._tensors.items():

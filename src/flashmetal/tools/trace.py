@@ -6,7 +6,6 @@ meet nothing of this module.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import threading
 import time
@@ -16,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
-from .plan import Plan, plan
-from .problem import AttentionInputs, AttentionProblem, Request
-from .settings import trace_target
+from .. import ops
+from ..plan import Plan, plan
+from ..problem import AttentionProblem
+from ..request import AttentionInputs, Request
 
 _ops: Any = ops  # the functions that are stood in for are private to it
 _AUTOGRAD = "recorded by autograd, for forward-mode derivatives or function transforms"
@@ -65,7 +64,7 @@ class Trace:
 
     def __enter__(self) -> Trace:
         if self._replaced:
-            raise RuntimeError("flashmetal.trace.Trace: already on; make another to nest them")
+            raise RuntimeError("Trace: it is on already; make another to nest them")
         for name, describe in (("_run", _forward), ("_eager", _eager), ("_gradients", _backward)):
             self._replaced[name] = getattr(_ops, name)
             setattr(_ops, name, self._watched(self._replaced[name], describe))
@@ -156,13 +155,3 @@ def features(problem: AttentionProblem) -> list[str]:
         "gradients": problem.needs_grad,
     }
     return [name for name, given in named.items() if given]
-
-
-def start_if_asked() -> None:
-    """Trace the process from here to its end where $FLASHMETAL_TRACE asks for it."""
-    target = trace_target()
-    if target is not None:
-        from .trace_report import report
-
-        trace = Trace().__enter__()
-        atexit.register(report, trace, None if target == "1" else target)

@@ -14,17 +14,13 @@ from typing import NamedTuple
 
 import torch
 
-from .engines import metal
-from .engines.metal.backward import prove_backward
-from .engines.metal.forward import prove_forward
-from .engines.metal.machine_files import machine_name
-from .engines.metal.runtime import Runtime
-from .engines.metal.tile_choice import Choice, Pinned, Work, choose_tile
-from .engines.metal.variant import Loads
-from .gradients import QueryRows
-from .problem import AttentionInputs, AttentionProblem
-from .testing import make_output_gradients
-from .tiles import (
+from ..engines import metal
+from ..engines.metal.backward import prove_backward
+from ..engines.metal.forward import prove_forward
+from ..engines.metal.machine_files import machine_name
+from ..engines.metal.runtime import Runtime
+from ..engines.metal.tile_choice import Choice, Pinned, Work, choose_tile
+from ..engines.metal.tiles import (
     LARGEST_TILE,
     THREADGROUP_BYTES,
     Row,
@@ -34,6 +30,11 @@ from .tiles import (
     splits_of,
     threadgroup_bytes,
 )
+from ..engines.metal.variant import Loads
+from ..gradients import QueryRows
+from ..problem import AttentionProblem
+from ..request import AttentionInputs
+from ..testing import make_output_gradients
 
 # Estimated registers a lane, beyond which a kernel of the unit would hardly run well.
 _MOST_REGISTERS = {"simdgroup": 128, "tensor": 160}

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cache_formats import quantise
+from .formats import quantise
 
 _SPARE = 2  # pages that belong to no sequence
 
 
 class StoredKeys(NamedTuple):
-    """The cache's tensors of :class:`.problem.AttentionInputs`."""
+    """The cache's tensors of :class:`.request.AttentionInputs`."""
 
     k: Tensor
     v: Tensor

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
+from ..checks import KERNELS
+from ..engines.metal.gpu import Gpu
+from ..explain import tiles_of
+from ..plan import ENGINES, Plan, plan
+from ..problem import AttentionProblem
+from ..request import AttentionInputs, make_request
 from . import trace_report, tune_command
 from .bench.options import add_command as add_bench
-from .checks import KERNELS
-from .engines.metal.gpu import Gpu
-from .explain import tiles_of
-from .plan import ENGINES, Plan, plan
-from .problem import AttentionInputs, AttentionProblem, make_request
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

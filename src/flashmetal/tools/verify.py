@@ -17,18 +17,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .checks import KERNELS
-from .engines import metal
-from .engines.metal.runtime import Runtime, runtime_for
-from .gradients import QueryRows
-from .testing import (
+from ..cache.testing_append import assert_append_matches_reference, copied, make_append
+from ..checks import KERNELS
+from ..engines import metal
+from ..engines.metal.runtime import Runtime, runtime_for
+from ..gradients import QueryRows
+from ..testing import (
     assert_gradients_match_reference,
     assert_matches_reference,
     differentiable,
     make_inputs,
     make_output_gradients,
 )
-from .testing_append import assert_append_matches_reference, copied, make_append
 
 VERIFIED = (*KERNELS, "append")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import AttentionInputs, AttentionProblem
-from ..reference import attention_reference
-from ..testing import error_budget
+from ...problem import AttentionProblem
+from ...reference import attention_reference
+from ...request import AttentionInputs
+from ...testing import error_budget
 
 _ROWS = 32  # in each of three places of a sequence
 # Models' own eager code rounds scores to half types, and terms of gradients cancel: what is wrong

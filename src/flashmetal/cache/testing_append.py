@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from .cache_append import AppendInputs, AppendRequest, CacheAppend
-from .cache_formats import dequantise, quantise
-from .engines import append as portable
-from .testing import error_budget
+from ..engines import append as portable
+from ..testing import error_budget
+from .append import AppendInputs, AppendRequest, CacheAppend
+from .formats import dequantise, quantise
 
 _HEADS_K, _HEADS_Q, _LENGTHS, _NEW, _CAPACITY = 2, 4, (0, 5, 11), 4, 16
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...problem import AttentionProblem
-from ...tiles import DECODE_QUERIES
 from .cooperative import layout_of
 from .runtime import runtime_for
+from .tiles import DECODE_QUERIES
 
 TENSOR_FAMILY = 10  # of Apple GPUs, from which tensor operations are the faster unit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import runpy
 import sys
@@ -12,8 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .settings import check_trace_path
+from ..settings import check_trace_path, trace_target
 from .trace import Kind, Total, Trace, features
+
+
+def start_if_asked() -> None:
+    """Trace the process from here to its end where $FLASHMETAL_TRACE asks for it."""
+    target = trace_target()
+    if target is not None:
+        trace = Trace().__enter__()
+        atexit.register(report, trace, None if target == "1" else target)
 
 
 def add_command(commands: Any) -> None:

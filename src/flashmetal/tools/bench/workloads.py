@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..problem import AttentionInputs, AttentionProblem
-from ..testing import make_inputs
+from ...problem import AttentionProblem
+from ...request import AttentionInputs
+from ...testing import make_inputs
 
 
 class Workload(NamedTuple):

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from .checks import DTYPES
-from .engines import metal
-from .engines.metal.machine_files import machine_file, machine_name
-from .engines.metal.measured import keep_row
-from .engines.metal.runtime import runtime_for
-from .testing import make_inputs
-from .tiles import KERNELS
+from ..checks import DTYPES
+from ..engines import metal
+from ..engines.metal.machine_files import machine_file, machine_name
+from ..engines.metal.measured import keep_row
+from ..engines.metal.runtime import runtime_for
+from ..engines.metal.tiles import KERNELS
+from ..testing import make_inputs
 from .tune import Clock, Outcome, Task, candidates, clock_of, tune
 
 _DTYPES = {str(x).removeprefix("torch."): x for x in DTYPES if x is not torch.float64}

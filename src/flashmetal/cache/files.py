@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .kvcache import CacheShape
-
 _VERSION = "1"
 
 
 def save(
     path: str | PathLike[str],
-    shape: CacheShape,
+    shape: dict[str, Any],
     state: dict[str, Any],
     tensors: dict[str, Tensor],
 ) -> None:
-    """Write the tensors (layers, pages in use, ...) with the shape and the sequences."""
-    described = shape._asdict() | {"dtype": str(shape.dtype).removeprefix("torch.")}
+    """Write the tensors (layers, pages in use, ...) with the cache's shape and its sequences."""
+    described = shape | {"dtype": str(shape["dtype"]).removeprefix("torch.")}
     metadata = {
         "flashmetal_cache": _VERSION,
         "shape": json.dumps(described),
@@ -34,10 +31,8 @@ def save(
     module.save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, path, metadata)
 
 
-def load(path: str | PathLike[str]) -> tuple[CacheShape, dict[str, Any], dict[str, Tensor]]:
-    """What :func:`save` wrote, or ValueError."""
-    from .kvcache import CacheShape
-
+def load(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """The shape, the state and the tensors that :func:`save` wrote, or ValueError."""
     opened: Any = safe_open  # its types are partial
     metadata: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -54,4 +49,4 @@ def load(path: str | PathLike[str]) -> tuple[CacheShape, dict[str, Any], dict[st
         )
     described = json.loads(metadata["shape"])
     described["dtype"] = getattr(torch, described["dtype"])
-    return CacheShape(**described), json.loads(metadata["state"]), tensors
+    return described, json.loads(metadata["state"]), tensors

@@ -11,19 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import attend
-from ..plan import plan
-from ..problem import AttentionInputs, AttentionProblem, Request
+from ...ops import attend
+from ...plan import plan
+from ...problem import AttentionProblem
+from ...request import AttentionInputs, Request
 from .checking import Oracle, Verdict, judge_gradients
-from .contestants import (
-    Call,
-    Padded,
-    additive_mask,
-    as_padded,
-    eager_call,
-    flex_call,
-    sdpa_call,
-)
+from .contestants import Call, Padded, additive_mask, as_padded, eager_call, flex_call, sdpa_call
 from .workloads import Workload
 
 _COPIES = {"eager": 3, "sdpa": 1, "flex": 0}  # of scores, or of a mask, that are held at once

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from ..engines import portable, stock
-from ..plan import plan
-from ..problem import AttentionInputs, AttentionProblem
+from ...engines import portable, stock
+from ...plan import plan
+from ...problem import AttentionProblem
+from ...request import AttentionInputs
 
 Call = Callable[[], tuple[Tensor, Tensor | None]]
 

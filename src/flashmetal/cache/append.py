@@ -8,19 +8,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .cache_formats import stored_format
-from .checks import (
-    DTYPES,
-    Facts,
-    check_cache,
-    check_lengths_tensor,
-    check_pages,
-    checked_offsets,
-    fact_of,
-    is_readable,
-    row_length,
-    words,
-)
+from ..checks import DTYPES, Facts, check_cache, check_lengths_tensor, fact_of, row_length, words
+from ..value_checks import check_pages, checked_offsets, is_readable
+from .formats import stored_format
 
 
 class AppendInputs(NamedTuple):
@@ -29,8 +19,8 @@ class AppendInputs(NamedTuple):
     The new rows are dense, k_new (B, Snew, Hk, D) and v_new (B, Snew, Hk, Dv), or packed,
     (total_new, Hk, D) with ``cu_seqlens_new``. Row t of sequence b becomes its key
     cache_seqlens[b] + t.
-    The caches are those of :class:`.problem.AttentionInputs`: (B, Smax, Hk, D) without a block
-    table, (pages, page_size, Hk, D) with one, in any format of :mod:`.cache_formats`.
+    The caches are those of :class:`.request.AttentionInputs`: (B, Smax, Hk, D) without a block
+    table, (pages, page_size, Hk, D) with one, in any format of :mod:`.cache.formats`.
 
     With ``cos`` and ``sin`` the new keys are rotated before they are stored, key t by row
     start[b] + t of them, where start is ``rotary_seqlens``, or ``cache_seqlens`` without it. ``q``,
@@ -203,7 +193,7 @@ def _check_new_rows(function: str, given: dict[str, Facts]) -> None:
         if stored_format(cache[1]) == "dense" and cache[1] != new[1]:
             raise TypeError(
                 f"{function}: {name} has dtype {new[1]} and {name}_cache {cache[1]}; convert one, "
-                "or use a quantised cache of flashmetal.cache_formats"
+                "or use a quantised cache of flashmetal.cache.formats"
             )
         if (new[0][-2], new[0][-1]) != (cache[0][-2], row_length(cache)):
             raise ValueError(

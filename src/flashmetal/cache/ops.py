@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cache_append import AppendInputs, AppendRequest, CacheAppend, check_append_lengths
-from .checks import check_lengths
-from .engines import append as portable
-from .engines import metal
-from .ops import attend, is_unwatched
-from .plan import plan, set_aside
-from .problem import AttentionInputs, AttentionProblem, Request
+from ..engines import append as portable
+from ..engines import metal
+from ..ops import attend, is_unwatched
+from ..plan import plan, set_aside
+from ..problem import AttentionProblem
+from ..request import AttentionInputs, Request
+from ..value_checks import check_lengths
+from .append import AppendInputs, AppendRequest, CacheAppend, check_append_lengths
 
 # The arguments are the fields of AppendInputs, then those of AppendRequest.
 _ARGUMENTS = (

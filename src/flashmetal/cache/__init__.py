@@ -1,0 +1,1 @@
+"""Caches of keys and values for decoding: formats, pages, appends and their functions."""
