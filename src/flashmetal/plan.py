@@ -12,7 +12,6 @@ from .problem import AttentionProblem
 from .settings import settings
 
 ENGINES = ("metal", "stock", "portable", "reference")
-_ASKED = "asked for by impl"
 _REFUSE = {"metal": metal.refuse, "stock": stock.refuse, "portable": portable.refuse}
 _REFUSE_BACKWARD = {
     "metal": metal.refuse_backward,
@@ -25,7 +24,8 @@ class Plan(NamedTuple):
     """The decision for one problem. ``refusals`` lists (engine, reason) of those passed over.
 
     ``backward`` is the engine of the gradients, None where none are needed; "reference" records
-    the eager forward under autograd.
+    the eager forward under autograd. ``is_explicit`` says that the engine was asked for, by the
+    call or the environment: nothing else may serve.
     """
 
     engine: str
@@ -33,11 +33,7 @@ class Plan(NamedTuple):
     why: str
     refusals: tuple[tuple[str, str], ...]
     backward: str | None = None
-
-    @property
-    def is_explicit(self) -> bool:
-        """Whether the call or the environment asked for the engine: nothing else may serve."""
-        return self.why == _ASKED
+    is_explicit: bool = False
 
 
 def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = None) -> Plan:
@@ -92,10 +88,10 @@ def _explicit(problem: AttentionProblem, impl: str, kernel: str | None) -> Plan:
         reason = metal.refuse_kernel(problem, kernel)
     if reason is not None:
         raise NotImplementedError(f"flashmetal: impl={impl!r} cannot serve this call: {reason}")
-    if impl != "metal":
-        return Plan(impl, None, _ASKED, (), impl if problem.needs_grad else None)
-    chosen = kernel or next(iter(metal.kernels_for(problem)[0]), "scalar")
-    return Plan(impl, chosen, _ASKED, (), impl if problem.needs_grad else None)
+    if impl == "metal":
+        kernel = kernel or next(iter(metal.kernels_for(problem)[0]), "scalar")
+    backward = impl if problem.needs_grad else None
+    return Plan(impl, kernel, "asked for by impl", (), backward, is_explicit=True)
 
 
 def _backward_engine(problem: AttentionProblem, engine: str) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..cache.append import AppendInputs, CacheAppend
 from ..cache.formats import quantise
+from ..rotary import apply_rotary_emb_torch
 
 
 def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
@@ -72,13 +73,5 @@ def rotate(problem: CacheAppend, inputs: AppendInputs, x: Tensor, position: Tens
     assert inputs.cos is not None
     assert inputs.sin is not None
     dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = (table[position][..., None, :].to(dtype) for table in (inputs.cos, inputs.sin))
-    half, out = problem.rotary_dim // 2, x.clone(memory_format=torch.contiguous_format)
-    if problem.interleaved:
-        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
-    else:
-        first, second = slice(0, half), slice(half, 2 * half)
-    a, b = x[..., first].to(dtype), x[..., second].to(dtype)
-    out[..., first] = (a * cos - b * sin).to(x.dtype)
-    out[..., second] = (a * sin + b * cos).to(x.dtype)
-    return out
+    cos, sin = (table[position].to(dtype) for table in (inputs.cos, inputs.sin))
+    return apply_rotary_emb_torch(x.to(dtype), cos, sin, problem.interleaved).to(x.dtype)

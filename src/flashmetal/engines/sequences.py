@@ -45,12 +45,6 @@ class Band(NamedTuple):
             end = min(end, row_end + self.diagonal + self.right)
         return first, end
 
-    def is_full(self, row: int, row_end: int, key: int, key_end: int) -> bool:
-        """Whether every row of [row, row_end) sees every key of [key, key_end)."""
-        return (self.right < 0 or key_end - 1 <= row + self.diagonal + self.right) and (
-            self.left < 0 or key >= row_end - 1 + self.diagonal - self.left
-        )
-
     def hide(self, scores: Tensor, row: int, key: int) -> None:
         """Add -inf to the scores (heads, rows, keys) outside the band, touching only its corners.
 
