@@ -67,7 +67,8 @@ def test_serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def test_train(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = "--steps", "4", "--tokens", "48", "--checked", "1", "--plot", str(tmp_path / "a.png")
+    sizes = "--steps", "4", "--batches", "2", "--tokens", "48", "--checked", "1"
+    options = *sizes, "--plot", str(tmp_path / "a.png")
     assert run(monkeypatch, "train", *options) == 0
     assert capsys.readouterr().out.count("right: ") == 2
     assert (tmp_path / "a.png").stat().st_size
