@@ -1,5 +1,6 @@
-// Indices outside of arrays that are not watched themselves, as clang's own checks tell them: members
-// of structures, rows, elements of the library's types. How to read the marks: test_cases.py.
+// Indices outside of arrays that are not watched themselves, as clang's own checks tell them:
+// members of structures, rows, elements of the library's types. How to read the marks:
+// test_cases.py.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -29,8 +30,7 @@ kernel void in_front_of_it(device float* out, uint i [[thread_position_in_grid]]
 static float element(thread const Tile& tile, uint row, short column) {
   return tile.rows[row][column];  // bounds use
 }
-kernel void last_member(constant uint& row, device float* out,
-                        uint i [[thread_position_in_grid]]) {
+kernel void last_member(constant uint& row, device float* out, uint i [[thread_position_in_grid]]) {
   Tile tile = {};
   out[i] = element(tile, row, 2);
 }
