@@ -72,7 +72,7 @@ def test_the_operator_is_what_torch_expects() -> None:
         k_scale=given["k_scale"],
         v_scale=given["v_scale"],
     )
-    operator = torch.ops.flashmetal.cache.append.default
+    operator = torch.ops.flashmetal.cache_append.default
     torch.library.opcheck(operator, (*inputs, *AppendRequest("test")))
 
 
