@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_PRODUCTS = {
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.bmm.out,
+    torch.ops.aten.baddbmm_.default,
+}
+
 
 class Operations(TorchDispatchMode):
     """Counts of elements, and of exponentials taken."""
@@ -15,6 +21,7 @@ class Operations(TorchDispatchMode):
     largest = 0  # of the largest tensor that an operation made; views are none
     scores = 0  # that products wrote where they were told to
     read = 0  # of the right operands of products: keys and values as they are read
+    products = 0
     exponentials = 0
 
     def __torch_dispatch__(
@@ -26,6 +33,7 @@ class Operations(TorchDispatchMode):
             sizes = [x.numel() for x in made if isinstance(x, Tensor)]
             self.largest = max([self.largest, *sizes])
         self.exponentials += func is torch.ops.aten.exp2_.default
+        self.products += func in _PRODUCTS
         if func is torch.ops.aten.bmm.out:
             self.scores += result.numel()
         if func in (torch.ops.aten.bmm.default, torch.ops.aten.bmm.out):

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flashmetal
-from flashmetal.engines import panels, portable, stock
+from flashmetal.engines import key_value, panels, portable, stock
 from flashmetal.problem import AttentionProblem
 from flashmetal.request import AttentionInputs, Request
 from flashmetal.testing import assert_matches_reference, make_inputs
@@ -82,10 +82,18 @@ def test_query_heads_of_a_group_share_one_read(groups: int) -> None:
     assert mode.read == 2 * length * 2 * dim
 
 
+@pytest.mark.parametrize("are_short", [True, False], ids=["short", "long"])
 @pytest.mark.parametrize("page_size", [0, 16])
-def test_decodes_of_many_sequences_share_one_softmax(page_size: int) -> None:
-    """One by one they cost a dozen small operations each, more than eager's padded batch."""
+def test_decodes_of_many_sequences_share_one_softmax(
+    page_size: int, are_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one they cost a dozen small operations each, more than eager's padded batch.
+
+    Short ones share the products too: each small one wakes all threads.
+    """
     lengths = tuple(range(20, 148, 4))
+    if not are_short:
+        monkeypatch.setitem(key_value._GATHERED, True, 1 << 12)
     problem, inputs = make_inputs(
         lengths_q=(1,) * 32, lengths_k=lengths, window_right=0, page_size=page_size
     )
@@ -93,6 +101,7 @@ def test_decodes_of_many_sequences_share_one_softmax(page_size: int) -> None:
         with Operations() as mode:
             o, lse = engine.forward(problem, inputs)
         assert mode.exponentials == 1
+        assert mode.products == 2 if are_short else mode.products >= 2 * len(lengths)
         assert_matches_reference(o, lse, problem, inputs)
 
 

@@ -13,7 +13,7 @@ from ..cache.formats import dequantise
 
 # From so many neighbouring keys on, reading them in place beats gathering them with others.
 _LEAST_RUN = 8
-# Elements gathered at a time; on a CPU (True) they stay in its cache.
+# Elements copied at a time; on a CPU (True) they stay in its cache.
 _GATHERED = {True: 1 << 20, False: 1 << 22}
 
 
@@ -191,6 +191,11 @@ class CachedPanel(NamedTuple):
     def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
         """As :meth:`Panel.scores`."""
         count, rows = len(self.keys.sequences), q.shape[1]
+        k = self._padded(self.keys.k, q.shape[2])
+        if k is not None:
+            s = product(q, k, scratch)
+            s.view(count, -1, self.columns).add_(self._hidden(s)[:, None])
+            return s
         shape = (count, q.shape[0] // count, rows, self.columns)
         s = scratch[: math.prod(shape)].view(shape).fill_(-torch.inf)
         q_of, s_of = q.view(*shape[:3], -1).unbind(0), s.unbind(0)
@@ -202,12 +207,40 @@ class CachedPanel(NamedTuple):
     def values(self, p: Tensor, o: Tensor | None) -> Tensor:
         """As :meth:`Panel.values`."""
         keys, count = self.keys, len(self.keys.sequences)
+        v = self._padded(keys.v, keys.head_dim_v)
+        if v is not None:
+            return torch.bmm(p, v) if o is None else o.baddbmm_(p, v)
         if o is None:
             o = p.new_zeros(*p.shape[:2], keys.head_dim_v)
         p_of, o_of = (x.view(count, -1, *x.shape[1:]).unbind(0) for x in (p, o))
         for run, v in keys.v.read(self.runs, keys.dtype, self.most):
             o_of[run.entry].baddbmm_(p_of[run.entry].narrow(2, run.column, run.keys), v)
         return o
+
+    def _padded(self, stored: Stored, dim: int) -> Tensor | None:
+        """All rows (N * Hk, columns, D) of several short sequences, 0 where there is no key.
+
+        None where these are too many to copy, or most would be empty: one product beats many small
+        ones only so far.
+        """
+        count, heads = len(self.keys.sequences), stored.codes.shape[2]
+        shape = (count, heads, self.columns, dim)
+        is_small = math.prod(shape) <= _GATHERED[stored.codes.is_cpu]
+        if count == 1 or not is_small or count * self.columns > 2 * sum(r.keys for r in self.runs):
+            return None
+        padded = stored.codes.new_zeros(shape, dtype=self.keys.dtype)
+        rows_of = padded.unbind(0)
+        for run, rows in stored.read(self.runs, self.keys.dtype, self.most):
+            rows_of[run.entry].narrow(1, run.column, run.keys).copy_(rows)
+        return padded.flatten(0, 1)
+
+    def _hidden(self, like: Tensor) -> Tensor:
+        """(N, columns): -inf where a sequence has no key, else 0."""
+        hidden = like.new_full((len(self.keys.sequences), self.columns), -torch.inf)
+        hidden_of = hidden.unbind(0)
+        for run in self.runs:
+            hidden_of[run.entry].narrow(0, run.column, run.keys).zero_()
+        return hidden
 
 
 def product(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
