@@ -100,8 +100,11 @@ def test_decodes_of_many_sequences_share_one_softmax(
     for engine in (portable, stock):
         with Operations() as mode:
             o, lse = engine.forward(problem, inputs)
-        assert mode.exponentials == 1
-        assert mode.products == 2 if are_short else mode.products >= 2 * len(lengths)
+        if are_short:  # torch's fused kernel has both products and the softmax
+            assert (mode.products, mode.exponentials) == ((2, 1) if engine is portable else (0, 0))
+        else:
+            assert mode.products >= 2 * len(lengths)
+            assert mode.exponentials == 1
         assert_matches_reference(o, lse, problem, inputs)
 
 

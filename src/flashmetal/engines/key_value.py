@@ -18,15 +18,30 @@ _GATHERED = {True: 1 << 20, False: 1 << 22}
 
 
 class Panel(NamedTuple):
-    """Some keys of a sequence from ``first`` on: k (N * Hk, keys, D), v (N * Hk, keys, Dv)."""
+    """Some keys of N sequences from ``first`` on: k (N * Hk, keys, D), v (N * Hk, keys, Dv).
+
+    ``absent`` (N, keys) says where a sequence has no key, None where each has them all.
+    """
 
     first: int
     k: Tensor
     v: Tensor
+    absent: Tensor | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.absent is None
 
     def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
-        """The products (N * Hk, rows, keys) of q (N * Hk, rows, D), written into ``scratch``."""
-        return product(q, self.k, scratch)
+        """The products (N * Hk, rows, keys) of q (N * Hk, rows, D), written into ``scratch``.
+
+        -inf where a sequence has no key.
+        """
+        s = product(q, self.k, scratch)
+        if self.absent is not None:
+            by_sequence = s.view(self.absent.shape[0], -1, s.shape[2])
+            by_sequence.masked_fill_(self.absent[:, None], -torch.inf)
+        return s
 
     def values(self, p: Tensor, o: Tensor | None) -> Tensor:
         """p (N * Hk, rows, keys) times the values, added to ``o`` in place where it is given."""
@@ -110,6 +125,23 @@ class Stored(NamedTuple):
                 yield run, rows.narrow(1, start, run.keys)
                 start += run.keys
 
+    def copied(self, runs: list[Run], gaps: list[int], dtype: torch.dtype) -> Tensor:
+        """The rows (rows, Hk, D) of the runs, zeros before each and behind the last as in gaps."""
+        found: list[Tensor | None] = []
+        for x in self:
+            if x is None:
+                found.append(None)
+                continue
+            empty, pages = x.new_zeros(max(gaps), *x.shape[2:]), x.unbind(0)
+            parts: list[Tensor] = []
+            for gap, run in zip(gaps, runs, strict=False):
+                parts += [empty[:gap]] if gap else []
+                parts.append(pages[run.page].narrow(0, run.row, run.keys))
+            found.append(torch.cat([*parts, empty[: gaps[-1]]]))
+        codes, scale = found
+        assert codes is not None
+        return dequantise(codes, scale, dtype)
+
     def _gather(self, runs: list[Run], dtype: torch.dtype) -> Tensor:
         """The rows of the runs one after the other, (Hk, rows, D)."""
         counts = torch.tensor([run.keys for run in runs], device=self.codes.device)
@@ -145,10 +177,20 @@ class CachedKeys(NamedTuple):
     head_dim_v: int
     dtype: torch.dtype
 
-    def panels(self, first: int, end: int, most: int) -> Iterator[CachedPanel]:
+    def panels(self, first: int, end: int, most: int) -> Iterator[Panel | CachedPanel]:
         """The columns [first, end) in panels of one size, at most ``most`` columns."""
         for start, stop in _even(first, end, most):
-            yield CachedPanel(start, stop - start, self._runs(start, stop), most, self)
+            panel = CachedPanel(start, stop - start, self._runs(start, stop), most, self)
+            few = panel.gathered()
+            if few is None:
+                yield panel
+            else:
+                k, v = (x.transpose(1, 2).flatten(0, 1) for x in few[:2])
+                yield Panel(start, k, v, few.absent)
+
+    def gathered(self) -> Gathered | None:
+        """All keys and values, if they are few."""
+        return CachedPanel(0, self.columns, self._runs(0, self.columns), 0, self).gathered()
 
     def plain(self) -> tuple[Tensor, Tensor] | None:
         """k (1, keys, Hk, D) and v of a single sequence where they lie, if that is in one run."""
@@ -179,6 +221,18 @@ class CachedKeys(NamedTuple):
         return runs
 
 
+class Gathered(NamedTuple):
+    """A copy of keys k (N, columns, Hk, D) and values v (N, columns, Hk, Dv) of N sequences.
+
+    ``absent`` (N, columns) says where a sequence has none, and zeros lie instead; None where each
+    has them all.
+    """
+
+    k: Tensor
+    v: Tensor
+    absent: Tensor | None
+
+
 class CachedPanel(NamedTuple):
     """Columns of sequences in a cache; a column that a sequence has no key in is hidden from it."""
 
@@ -188,14 +242,13 @@ class CachedPanel(NamedTuple):
     most: int  # keys to be gathered at a time
     keys: CachedKeys
 
+    @property
+    def is_whole(self) -> bool:
+        return False
+
     def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
         """As :meth:`Panel.scores`."""
         count, rows = len(self.keys.sequences), q.shape[1]
-        k = self._padded(self.keys.k, q.shape[2])
-        if k is not None:
-            s = product(q, k, scratch)
-            s.view(count, -1, self.columns).add_(self._hidden(s)[:, None])
-            return s
         shape = (count, q.shape[0] // count, rows, self.columns)
         s = scratch[: math.prod(shape)].view(shape).fill_(-torch.inf)
         q_of, s_of = q.view(*shape[:3], -1).unbind(0), s.unbind(0)
@@ -207,9 +260,6 @@ class CachedPanel(NamedTuple):
     def values(self, p: Tensor, o: Tensor | None) -> Tensor:
         """As :meth:`Panel.values`."""
         keys, count = self.keys, len(self.keys.sequences)
-        v = self._padded(keys.v, keys.head_dim_v)
-        if v is not None:
-            return torch.bmm(p, v) if o is None else o.baddbmm_(p, v)
         if o is None:
             o = p.new_zeros(*p.shape[:2], keys.head_dim_v)
         p_of, o_of = (x.view(count, -1, *x.shape[1:]).unbind(0) for x in (p, o))
@@ -217,30 +267,34 @@ class CachedPanel(NamedTuple):
             o_of[run.entry].baddbmm_(p_of[run.entry].narrow(2, run.column, run.keys), v)
         return o
 
-    def _padded(self, stored: Stored, dim: int) -> Tensor | None:
-        """All rows (N * Hk, columns, D) of several short sequences, 0 where there is no key.
+    def gathered(self) -> Gathered | None:
+        """The panel's keys and values in one copy, or None where they are read where they lie.
 
-        None where these are too many to copy, or most would be empty: one product beats many small
-        ones only so far.
+        That is where they are many or lie in one place, most columns would be empty, or a sequence
+        has no key here. One product beats many small ones, each of which wakes every thread.
         """
-        count, heads = len(self.keys.sequences), stored.codes.shape[2]
-        shape = (count, heads, self.columns, dim)
-        is_small = math.prod(shape) <= _GATHERED[stored.codes.is_cpu]
-        if count == 1 or not is_small or count * self.columns > 2 * sum(r.keys for r in self.runs):
+        keys, runs, shape = self.keys, self.runs, (len(self.keys.sequences), self.columns)
+        rows, total = math.prod(shape), sum(run.keys for run in runs)
+        widest = max(math.prod(x.codes.shape[2:]) for x in (keys.k, keys.v))
+        if (
+            len(runs) == 1
+            or len({run.entry for run in runs}) < shape[0]
+            or rows > 2 * total
+            or rows * widest > _GATHERED[keys.k.codes.is_cpu]
+        ):
             return None
-        padded = stored.codes.new_zeros(shape, dtype=self.keys.dtype)
-        rows_of = padded.unbind(0)
-        for run, rows in stored.read(self.runs, self.keys.dtype, self.most):
-            rows_of[run.entry].narrow(1, run.column, run.keys).copy_(rows)
-        return padded.flatten(0, 1)
-
-    def _hidden(self, like: Tensor) -> Tensor:
-        """(N, columns): -inf where a sequence has no key, else 0."""
-        hidden = like.new_full((len(self.keys.sequences), self.columns), -torch.inf)
-        hidden_of = hidden.unbind(0)
-        for run in self.runs:
-            hidden_of[run.entry].narrow(0, run.column, run.keys).zero_()
-        return hidden
+        absent, gaps, end = bytearray(b"\1") * rows, list[int](), 0
+        for run in runs:
+            start = run.entry * self.columns + run.column
+            gaps.append(start - end)
+            end = start + run.keys
+            absent[start:end] = bytes(run.keys)
+        gaps.append(rows - end)
+        k, v = (x.copied(runs, gaps, keys.dtype) for x in (keys.k, keys.v))
+        k, v = (x.view(*shape, *x.shape[1:]) for x in (k, v))
+        if total == rows:
+            return Gathered(k, v, None)
+        return Gathered(k, v, torch.frombuffer(absent, dtype=torch.bool).view(shape).to(k.device))
 
 
 def product(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def scores(
     """The panel of scores (N * Hk, G * rows, keys) in log2 units, hidden keys at -inf."""
     s = panel.scores(q, scratch)
     if problem.softcap:
-        absent = s.isneginf() if isinstance(panel, CachedPanel) else None
+        absent = None if panel.is_whole else s.isneginf()
         s.tanh_().mul_(problem.softcap * _LOG2_E)
         if absent is not None:
             s.masked_fill_(absent, -torch.inf)

@@ -25,6 +25,7 @@ from ..merging import join, with_sinks
 from ..problem import AttentionProblem
 from ..request import AttentionInputs
 from . import panels, portable, stock_cuda
+from .key_value import CachedKeys
 from .sequences import compute_dtype, fits_together, new_outputs, sequences
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -101,14 +102,19 @@ def forward(
     tiling = panels.tiling(problem)
     for sequence in sequences(problem, inputs, out, lse, max(1, problem.batch), tiling.few_rows):
         first, end = sequence.clear_rows(inputs.sinks)
-        if first < end and sequence.cache is not None:
+        if first == end or not sequence.q.shape[0]:
+            continue
+        q = sequence.q[:, first:]
+        if sequence.cache is None:
+            found = _attend(problem, q, sequence.k, sequence.v, inputs.sinks)
+        else:
             # Few queries each of many sequences, scattered pages, or missing ones.
+            found = _attend_gathered(problem, q, sequence.cache, inputs.sinks)
+        if found is None:
             portable.attend(problem, sequence, inputs, (first, end), tiling, scratch)
-        elif first < end and sequence.q.shape[0]:
-            q = sequence.q[:, first:]
-            o, part = _attend(problem, q, sequence.k, sequence.v, inputs.sinks)
-            sequence.out[:, first:].copy_(o.transpose(1, 2))
-            sequence.lse[..., first:].copy_(part)
+        else:
+            sequence.out[:, first:].copy_(found[0].transpose(1, 2))
+            sequence.lse[..., first:].copy_(found[1])
     return out, lse
 
 
@@ -215,6 +221,23 @@ def _padded_decode(
     k, v = inputs.k[:, first:end], inputs.v[:, first:end]
     o, lse = _attend(problem, inputs.q, k, v, inputs.sinks, mask[:, None, None])
     return (o, lse) if math.isfinite(o.sum().item()) else None
+
+
+def _attend_gathered(
+    problem: AttentionProblem, q: Tensor, cache: CachedKeys, sinks: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """As :func:`_attend`, over a copy of few keys of a cache.
+
+    None where another way must serve: keys are many, or hidden from some of several rows.
+    """
+    found = cache.gathered()
+    if found is None or (found.absent is not None and q.shape[1] > 1):
+        return None
+    mask = None
+    if found.absent is not None:
+        mask = torch.zeros(found.absent.shape, dtype=compute_dtype(problem))
+        mask = mask.masked_fill_(found.absent, -torch.inf)[:, None, None]
+    return _attend(problem, q, found.k, found.v, sinks, mask)
 
 
 def _attend(
