@@ -108,6 +108,8 @@ def test_what_the_engines_get() -> None:
             found = read(mask, TOKENS, True, torch.float32)
             assert (found.bias is not None) == (padding == "holes")
             assert found.band.bounds(TOKENS) == (-1 if pattern == "causal" else WINDOW - 1, 0)
+            # What every layer asks again is answered once.
+            assert read(mask, TOKENS, True, torch.float32).first is found.first
 
 
 @pytest.mark.parametrize("pattern", ["causal", "window"])

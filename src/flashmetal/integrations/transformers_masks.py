@@ -34,6 +34,7 @@ _BOTH_SIDES_WINDOW_CODE = masking_utils.sliding_window_bidirectional_overlay(1).
 _PACKED_CODE = masking_utils.packed_sequence_mask_function(torch.empty(0)).__code__
 # Before 5.21 windows of packed sequences were taken where the tokens stand, which is the same.
 _REMAP: MaskFunction | None = getattr(masking_utils, "remap_positions_for_packed_sequence", None)
+_RANGE = "_flashmetal_real_range"  # the attribute of a mask
 _REMAP_CODE = None if _REMAP is None else _REMAP(_CAUSAL, torch.empty(0)).__code__
 
 
@@ -278,6 +279,20 @@ def read(mask: Tensor | None, keys: int, causal: bool, dtype: torch.dtype) -> St
         return found
     if mask.dtype == torch.int8:
         return found._replace(bias=bias_of_mask(mask[:, :1] != 0, dtype, mask.shape[3]))
+    first, end = _real_range(mask)
+    return found._replace(first=first, end=end)
+
+
+def _real_range(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The first real key of each row and the one behind the last, (B,) int32.
+
+    They are kept with the mask: it is made once a step, and read by every layer.
+    """
+    if not torch.compiler.is_compiling() and hasattr(mask, _RANGE):
+        return getattr(mask, _RANGE)
     real = mask[:, 0, 0].int()
     first = real.argmax(-1).int()
-    return found._replace(first=first, end=first + real.sum(-1, dtype=torch.int32))
+    found = first, first + real.sum(-1, dtype=torch.int32)
+    if not torch.compiler.is_compiling():
+        setattr(mask, _RANGE, found)
+    return found
