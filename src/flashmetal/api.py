@@ -1,7 +1,8 @@
 """The public functions, with the parameters of flash_attn 2.8 and a few more.
 
 Shapes are B (batch), S (sequence), H (heads), D (head dim); q has Hq heads and k, v have Hk, and
-Hq % Hk == 0: query head h reads key head h // (Hq // Hk). Scores, softmax and sums are float32.
+Hq % Hk == 0: query head h reads key head h // (Hq // Hk). Scores, softmax and sums are float32, and
+float32 is multiplied exactly unless ``torch.set_float32_matmul_precision`` allows TF32.
 
 Causal masks and windows are aligned bottom-right: query i stands at key i + Sk - Sq, the last
 query at the last key. Visible keys (1) with ``causal=True``, and with ``window_size=(1, 0)``::

@@ -32,7 +32,8 @@ class AttentionProblem(NamedTuple):
 
     ``page_size`` 0 is no paging; else ``seqlen_k`` is what a row of the block table can hold,
     whatever the lengths. ``k_format`` and ``v_format`` are of :mod:`.cache.formats`.
-    ``num_splits`` 0 leaves the split over keys to the plan.
+    ``num_splits`` 0 leaves the split over keys to the plan. ``tf32`` lets tensor operations round
+    the float32 operands of products to TF32, as ``torch.set_float32_matmul_precision`` allows.
     """
 
     layout: str
@@ -61,6 +62,7 @@ class AttentionProblem(NamedTuple):
     v_format: str = "dense"
     num_splits: int = 0
     dropout_p: float = 0.0
+    tf32: bool = False
 
     @classmethod
     def of(cls, inputs: AttentionInputs, request: Request) -> AttentionProblem:
@@ -81,13 +83,22 @@ class AttentionProblem(NamedTuple):
                 for x in tensors
             ]
         )
-        modes = is_forward_mode(), torch.is_grad_enabled()
+        modes = is_forward_mode(), torch.is_grad_enabled(), False
         if not torch.compiler.is_compiling():
+            modes = *modes[:2], getattr(inputs.q, "dtype", None) == torch.float32 and allows_tf32()
             try:
                 return _cached_problem(facts, request, modes)
             except TypeError:
                 pass  # a wrong argument, told below, or the symbolic sizes of a traced graph
         return _problem(facts, request, modes)
+
+
+def allows_tf32() -> bool:
+    """Whether the user lets products of float32 round their operands to TF32."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # it was set for one of torch's backends alone
+        return False
 
 
 def is_forward_mode() -> bool:
@@ -99,9 +110,9 @@ _PUBLIC_NAMES = tuple(["s_aux" if x == "sinks" else x for x in AttentionInputs._
 
 
 def _problem(
-    facts: tuple[Facts | type | None, ...], request: Request, modes: tuple[bool, bool]
+    facts: tuple[Facts | type | None, ...], request: Request, modes: tuple[bool, bool, bool]
 ) -> AttentionProblem:
-    """The checked problem; ``modes`` says whether forward and reverse autograd record."""
+    """The checked problem; ``modes``: forward and reverse autograd record, TF32 is allowed."""
     function = request.function
     given: dict[str, Facts] = {}
     for name, fact in zip(_PUBLIC_NAMES, facts, strict=True):
@@ -148,6 +159,7 @@ def _problem(
         v_format=stored_format(v[1]),
         num_splits=request.num_splits,
         dropout_p=request.dropout_p,
+        tf32=modes[2],
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cache.testing import store
 from .gradients import Gradients
@@ -21,6 +23,7 @@ from .reference import attention_reference
 from .request import AttentionInputs, Request, with_key_lengths
 
 _ROUNDINGS = 4  # of P, dP, delta and the product, in the gradient of a score
+_TF32_EPS = 2.0**-10
 _MARGIN = 3  # rows of NaN around a poisoned tensor; odd, so that alignment is lost too
 
 
@@ -209,6 +212,25 @@ def _place(x: Tensor, strided: bool, poison: bool) -> Tensor:
     return view.transpose(-3, -2) if strided else view
 
 
+class _TF32Products(TorchDispatchMode):
+    """Products take 10 bits of mantissa of their float32 operands, in autograd's backward too."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            args = [
+                (x.view(torch.int32) & -0x2000).view(x.dtype) if x.dtype == torch.float32 else x
+                for x in args
+            ]
+        return func(*args, **(kwargs or {}))
+
+
+def _products(problem: AttentionProblem) -> AbstractContextManager[object]:
+    """How an eager run multiplies."""
+    return _TF32Products() if problem.tf32 else nullcontext()
+
+
 def error_budget(eager: Tensor, exact: Tensor) -> float:
     """The largest error allowed beside ``exact``, a float64 result.
 
@@ -233,7 +255,8 @@ def assert_matches_reference(
     inputs = inputs._make(None if x is None else x.cpu() for x in inputs)  # MPS has no float64
     with torch.no_grad():
         exact = attention_reference(problem, inputs, compute_dtype=torch.float64)
-        eager = attention_reference(problem, inputs)
+        with _products(problem):
+            eager = attention_reference(problem, inputs)
         if problem.dtype == torch.float64:
             eager = _scaled_down(problem, inputs, exact[0]), eager[1]
     assert o.dtype == problem.dtype, f"o is {o.dtype}, expected {problem.dtype}"
@@ -287,7 +310,8 @@ def assert_gradients_match_reference(
     low = problem, inputs
     if problem.dtype == torch.float64:
         low = _single(problem, inputs)
-    eager = _reference_gradients(*low, names, grad_o.to(low[0].dtype), grad_lse, None)
+    with _products(problem):
+        eager = _reference_gradients(*low, names, grad_o.to(low[0].dtype), grad_lse, None)
     for name, right, rough, size in zip(names, exact, eager, sizes, strict=True):
         actual: Tensor = getattr(found, name).cpu()
         vector = name in ("alibi_slopes", "sinks")
@@ -386,7 +410,8 @@ def _compare(
     assert not bool(exact.isnan().any()), f"the exact {name} holds NaN\n{problem}"
     budget = error_budget(eager, exact)
     if terms is not None:
-        budget += 2 * _ROUNDINGS * float(torch.finfo(eager.dtype).eps * terms.abs().max())
+        eps = _TF32_EPS if problem.tf32 else torch.finfo(eager.dtype).eps
+        budget += 2 * _ROUNDINGS * float(eps * terms.abs().max())
     # Equal infinities have no difference; a NaN or another infinity is an infinite error.
     error = torch.where(actual == exact, 0.0, (actual.double() - exact).abs())
     error = error.nan_to_num(nan=math.inf)

@@ -45,6 +45,25 @@ def answer(*tensors: Any, causal: bool, window: tuple[int, int], **options: Any)
     return o, lse
 
 
+def both(flash_attn_func: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """The public functions of a package whose function takes what makes a call ``packed``."""
+
+    def flash_attn_varlen_func(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        **options: Any,
+    ) -> Any:
+        packed = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+        return flash_attn_func(q, k, v, **options, packed=packed)
+
+    return {f.__name__: f for f in (flash_attn_func, flash_attn_varlen_func)}
+
+
 def version_2(called: list[str]) -> dict[str, Callable[..., Any]]:
     def flash_attn_func(
         q: Tensor,
@@ -66,20 +85,7 @@ def version_2(called: list[str]) -> dict[str, Callable[..., Any]]:
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
         return (o, lse, None) if return_attn_probs else o
 
-    def flash_attn_varlen_func(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        **options: Any,
-    ) -> Any:
-        packed = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
-        return flash_attn_func(q, k, v, **options, packed=packed)
-
-    return {f.__name__: f for f in (flash_attn_func, flash_attn_varlen_func)}
+    return both(flash_attn_func)
 
 
 def version_3(called: list[str]) -> dict[str, Callable[..., Any]]:
@@ -111,22 +117,7 @@ def version_3(called: list[str]) -> dict[str, Callable[..., Any]]:
         found = answer(q, k, v, *packed, causal=causal, window=window_size, **options)
         return found if return_attn_probs else found[0]
 
-    def flash_attn_varlen_func(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        seqused_q: Tensor | None = None,
-        seqused_k: Tensor | None = None,
-        **options: Any,
-    ) -> Any:
-        packed = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
-        return flash_attn_func(q, k, v, **options, packed=packed, seqused_k=seqused_k)
-
-    return {f.__name__: f for f in (flash_attn_func, flash_attn_varlen_func)}
+    return both(flash_attn_func)
 
 
 def version_4(called: list[str]) -> dict[str, Callable[..., Any]]:
@@ -153,20 +144,7 @@ def version_4(called: list[str]) -> dict[str, Callable[..., Any]]:
         o, lse = answer(q, k, v, *packed, causal=causal, window=(window[0], window[1]), **options)
         return o, lse if return_lse else None
 
-    def flash_attn_varlen_func(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        **options: Any,
-    ) -> Any:
-        packed = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
-        return flash_attn_func(q, k, v, **options, packed=packed)
-
-    return {f.__name__: f for f in (flash_attn_func, flash_attn_varlen_func)}
+    return both(flash_attn_func)
 
 
 STAND_INS = {"flash_attn 2": version_2, "flash_attn 3": version_3, "flash_attn 4": version_4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 import metalsim
+from flashmetal import flash_attn_func
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
 from flashmetal.engines.metal.cooperative import layout_of
 from flashmetal.gradients import QueryRows
 from flashmetal.plan import plan
+from flashmetal.problem import allows_tf32
 from flashmetal.testing import (
     assert_gradients_match_reference,
     assert_matches_reference,
@@ -47,6 +50,13 @@ def check_gradients(call: dict[str, Any], layout: str = "apple10") -> None:
         rows, wanted = QueryRows(o, lse, *grads), differentiable(inputs)
         found = metal.backward(problem, inputs, rows, wanted, kernel="tensor")
     assert_gradients_match_reference(found, problem, inputs, *grads)
+
+
+@pytest.fixture
+def precision() -> Iterator[Callable[[str], None]]:
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(("feature", "dtype"), in_turn(CALLS, DTYPES, list(CALLS)[::3]))
@@ -93,7 +103,7 @@ def test_the_layout_is_asked_of_the_gpu() -> None:
 
 
 def test_auto_takes_tensor_operations_where_they_pay() -> None:
-    problem, _ = make_inputs(**SHAPE)
+    problem, _ = make_inputs(**SHAPE, dtype=torch.float16)
     for gpu, layout, kernel in (
         ("M5", "apple10", "tensor"),
         ("M5", "random:0", "simdgroup"),
@@ -106,6 +116,63 @@ def test_auto_takes_tensor_operations_where_they_pay() -> None:
         assert plan(problem, "metal").kernel == "simdgroup"
         with pytest.raises(NotImplementedError, match=r"tensor operations need .*macOS 26\.2"):
             plan(problem, "metal", "tensor")
+
+
+def test_auto_multiplies_floats_with_tensor_operations_only_as_tf32() -> None:
+    problem, _ = make_inputs(**SHAPE)
+    with metal_runtime(runtime("M5", "apple10")):
+        exact = plan(problem, "metal")
+        assert exact.kernel == "simdgroup"
+        (kernel, *_), refusals = metal.kernels_for(problem)
+        assert kernel == "simdgroup"
+        assert "set_float32_matmul_precision" in dict(refusals)["tensor"]
+        assert plan(problem._replace(tf32=True), "metal").kernel == "tensor"
+
+
+@pytest.mark.parametrize("layout", ["apple10", "random:1"])
+def test_tf32(layout: str) -> None:
+    """Its errors are those of operands cut to TF32, and no exact kernel's."""
+    problem, inputs = make_inputs(**SHAPE, window_right=0)
+    relaxed = problem._replace(tf32=True)
+    with metal_runtime(runtime("M5", layout)):
+        o, lse = metal.forward(relaxed, inputs, kernel="tensor")
+        assert_matches_reference(o, lse, relaxed, inputs)
+        with pytest.raises(AssertionError, match="o is wrong"):
+            assert_matches_reference(o, lse, problem, inputs)
+        grads = make_output_gradients(o, lse)
+        rows, wanted = QueryRows(o, lse, *grads), differentiable(inputs)
+        found = metal.backward(relaxed, inputs, rows, wanted, kernel="tensor")
+    assert_gradients_match_reference(found, relaxed, inputs, *grads)
+    with pytest.raises(AssertionError, match="the gradient of q is wrong"):
+        assert_gradients_match_reference(found, problem, inputs, *grads)
+
+
+def test_tf32_is_asked_for_by_torchs_own_switch(precision: Callable[[str], None]) -> None:
+    problem, inputs = make_inputs(**SHAPE)
+    outputs: dict[str, torch.Tensor] = {}
+    with metal_runtime(runtime("M5", "apple10")):
+        for name in ("highest", "high", "medium"):
+            precision(name)
+            q, k, v = inputs[:3]
+            outputs[name] = flash_attn_func(q, k, v, impl="metal", kernel="tensor")
+        exact, _ = metal.forward(problem, inputs, kernel="tensor")
+        cut, _ = metal.forward(problem._replace(tf32=True), inputs, kernel="tensor")
+    assert torch.equal(outputs["high"], cut)
+    assert torch.equal(outputs["medium"], cut)
+    assert torch.equal(outputs["highest"], exact)
+    assert not torch.equal(exact, cut)
+
+
+def test_tf32_for_another_backend_alone_is_not_asked_for_here() -> None:
+    """torch's question raises then."""
+    products: Any = torch.backends.mkldnn.matmul
+    products.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        assert not allows_tf32()
+    finally:
+        products.fp32_precision = "none"
 
 
 def test_two_runs_give_equal_bits() -> None:

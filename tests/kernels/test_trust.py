@@ -80,9 +80,10 @@ def faulty_runtime(
     return Runtime(compile_shader, "cpu", Gpu.named(gpu), trust=trust or Trust())
 
 
+HALF = {"seqlen_q": 20, "seqlen_k": 40, "dtype": torch.float16}
 # kernel: (what only its source holds, the chip, the shape, what serves then)
 TIERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "tensor": ('"tile_tensor_ops.h"', "M5", {"seqlen_q": 20, "seqlen_k": 40}, "simdgroup"),
+    "tensor": ('"tile_tensor_ops.h"', "M5", HALF, "simdgroup"),
     "simdgroup": ('"tile.h"', "M1", {"seqlen_q": 20, "seqlen_k": 40}, "scalar"),
     "decode": ("attention_decode.metal", "M1", {"seqlen_q": 1, "seqlen_k": 40}, "simdgroup"),
 }

@@ -60,7 +60,10 @@ def refuse(problem: AttentionProblem) -> str | None:
 
 
 def prefer_stock(problem: AttentionProblem) -> tuple[bool, str]:
-    """Whether it is faster than the portable engine on a call it does not refuse, and why."""
+    """Whether it is faster than the portable engine on a call it does not refuse, and why.
+
+    Plans are kept: torch's threads count as many as they were at the first such call.
+    """
     if problem.device == "cuda":
         serving = stock_cuda.installed(problem) or "torch's flash attention"
         return True, f"{serving} is the fastest on CUDA"

@@ -47,6 +47,7 @@ _TRAINED: dict[str, dict[str, Any]] = {
     "D=128": {"head_dim": 128},
     "D=192/128": {"head_dim": 192, "head_dim_v": 128},
     "D=256": {"head_dim": 256},
+    "TF32": {},
 }
 _CACHED: dict[str, dict[str, Any]] = {
     "pages": _PAGED,
@@ -95,6 +96,8 @@ def cases(kernels: tuple[str, ...], dtypes: tuple[str, ...], full: bool) -> Iter
                     if name == "dropout" or "lengths_q" in fields:
                         continue
                     call["seqlen_q"] = 3
+                if name == "TF32" and (kernel, dtype) != ("tensor", "float32"):
+                    continue
                 gradients = name in trained and kernel in ("tensor", "simdgroup")
                 yield Case(kernel, dtype, name, call, gradients)
 
@@ -106,6 +109,7 @@ def run(case: Case, device: str) -> str:
             _run_append(case, device)
             return ""
         problem, inputs = make_inputs(**case.fields, dtype=DTYPES[case.dtype], device=device)
+        problem = problem._replace(tf32=case.name == "TF32")
         o, lse = metal.forward(problem, inputs, kernel=case.kernel)
         on_cpu = problem._replace(device="cpu")
         assert_matches_reference(o, lse, on_cpu, inputs)

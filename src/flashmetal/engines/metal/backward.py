@@ -177,7 +177,7 @@ def prove_backward(
 ) -> None:
     """AssertionError where the gradients of a small problem like this one are wrong."""
     small, inputs = small_call(problem, loads)
-    on_cpu = small._replace(device="cpu")
+    on_cpu = small._replace(device="cpu", tf32=small.tf32 and unit == "tensor")
     o, lse = attention_reference(on_cpu, inputs._make(x if x is None else x.cpu() for x in inputs))
     o, lse = (x.detach().to(problem.device).contiguous() for x in (o, lse))
     grad_o, grad_lse = make_output_gradients(o, lse, through_lse=extras[0])
@@ -192,7 +192,7 @@ def backward_variant(
     problem: AttentionProblem, name: str, loads: Loads, runtime: Runtime, unit: str, pinned: Pinned
 ) -> KernelVariant:
     """The kernel for the gradient of "q", of "k" and v together, or of "bias"."""
-    layout = layout_of(runtime, problem.dtype) if unit == "tensor" else ""
+    layout = layout_of(runtime, problem.dtype, problem.tf32) if unit == "tensor" else ""
     tile = choose_tile(problem, _TILES[name], unit, runtime, layout, pinned).tile
     kernel = "attention_backward_" + {"q": "q", "k": "kv", "bias": "bias"}[name]
     return variant_of(problem, kernel, tile, loads)._replace(layout=layout)

@@ -37,6 +37,7 @@ class ProbeVariant(NamedTuple):
     """The kernel that tells the layout, for operands of one dtype."""
 
     dtype: torch.dtype
+    tf32: bool
     kernel: str = "cooperative_probe"
 
     @property
@@ -45,14 +46,14 @@ class ProbeVariant(NamedTuple):
 
     def prelude(self) -> str:
         types = {"Element": MSL_TYPES[self.dtype]}
-        return declare(types, tensor_flags(self.dtype, ""), {}, tensor_operations=True)
+        return declare(types, tensor_flags(self.dtype, "", self.tf32), {}, tensor_operations=True)
 
 
 @lru_cache(maxsize=64)
-def layout_of(runtime: Runtime, dtype: torch.dtype) -> str:
+def layout_of(runtime: Runtime, dtype: torch.dtype, tf32: bool = False) -> str:
     """ "apple10", "older" or "unknown", for operands of ``dtype``; asked of the GPU once."""
     shares = torch.full((2, 3, 32, 1 + _SLOTS), -1, dtype=torch.int32, device=runtime.device)
-    probe = runtime.kernel(ProbeVariant(dtype))
+    probe = runtime.kernel(ProbeVariant(dtype, tf32))
     probe(shares, threads=(32, 1, 1), group_size=(32, 1, 1))
     told = cast("list[list[list[list[int]]]]", shares.tolist())
     return next((name for name in _COLUMNS if told == _shares(name)), "unknown")

@@ -128,7 +128,7 @@ def forward_variant(
     """The compile-time facts of the kernel that serves ``problem`` on the runtime's GPU."""
     if kernel == "scalar":
         return variant_of(problem, _KERNELS[kernel], None, loads)
-    layout = layout_of(runtime, problem.dtype) if kernel == "tensor" else ""
+    layout = layout_of(runtime, problem.dtype, problem.tf32) if kernel == "tensor" else ""
     tile = choose_tile(problem, "forward", kernel, runtime, layout, pinned).tile
     return variant_of(problem, _KERNELS[kernel], tile, loads)._replace(layout=layout)
 
@@ -138,7 +138,8 @@ def prove_forward(problem: AttentionProblem, loads: Loads, kernel: str, pinned: 
     group = problem.heads_q // problem.heads_k if kernel == "decode" else 2
     small, inputs = small_call(problem, loads, group)
     o, lse = forward(small, inputs, kernel=kernel, pinned=pinned)
-    assert_matches_reference(o, lse, small._replace(device="cpu"), inputs)
+    on_cpu = small._replace(device="cpu", tf32=small.tf32 and kernel == "tensor")
+    assert_matches_reference(o, lse, on_cpu, inputs)
 
 
 def _without_keys(inputs: AttentionInputs, o: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ...problem import AttentionProblem
 from .cooperative import layout_of
 from .runtime import runtime_for
@@ -26,7 +28,7 @@ def kernels_for(problem: AttentionProblem) -> tuple[tuple[str, ...], tuple[tuple
     for kernel in (*wanted, "simdgroup", "scalar"):
         reason = refuse_kernel(problem, kernel)
         if reason is None and kernel == "tensor":
-            reason = _against_layout(problem)
+            reason = _against_tensor(problem)
         if reason is None:
             serving.append(kernel)
         elif not serving:
@@ -44,12 +46,17 @@ def refuse_kernel(problem: AttentionProblem, kernel: str) -> str | None:
     return None if runtime is None else runtime.set_aside.get((problem, kernel))
 
 
-def _against_layout(problem: AttentionProblem) -> str | None:
-    """Why tensor operations do not pay on this GPU; asking it is their first use."""
+def _against_tensor(problem: AttentionProblem) -> str | None:
+    """Why tensor operations do not pay for a call; asking the GPU is their first use."""
     runtime = runtime_for(problem.device)
     assert runtime is not None
+    if problem.dtype == torch.float32 and not problem.tf32:
+        return (
+            "exact float32 products gain nothing by tensor operations; "
+            "torch.set_float32_matmul_precision('high') allows TF32"
+        )
     try:
-        layout = layout_of(runtime, problem.dtype)
+        layout = layout_of(runtime, problem.dtype, problem.tf32)
     except Exception as error:  # whatever a compiler or a driver comes up with
         return f"asking for the layout of cooperative tensors failed: {error}"
     if layout == "unknown":

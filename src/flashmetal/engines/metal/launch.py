@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
@@ -59,9 +60,9 @@ class Launch(NamedTuple):
         ``work`` is the multiply-adds of one of them, by which launches are cut; a kernel whose
         work is 0 is not cut.
         """
-        most = WORK_PER_CORE * runtime.gpu.cores // work if work else 0
+        most = WORK_PER_CORE * runtime.gpu.cores // work if work else math.prod(groups)
         parts: list[tuple[Constants, tuple[int, int, int]]] = []
-        for first, (x, y, z) in _parts(groups, max(most, 1)) if work else [((0, 0, 0), groups)]:
+        for first, (x, y, z) in _parts(groups, max(most, 1)):
             integers = list(constants[0])
             if any(first):
                 at = INTEGERS.index("first_x")

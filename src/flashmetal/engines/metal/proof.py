@@ -58,7 +58,8 @@ def small_call(
     if problem.leftpad_k:
         fields["leftpad_k"] = (min(3, keys), *[0] * (sequences - 1))
     small, inputs = make_inputs(**fields)
-    small = small._replace(device=problem.device, num_splits=problem.num_splits)
+    kept = {name: getattr(problem, name) for name in ("device", "num_splits", "tf32")}
+    small = small._replace(**kept)
     return small, _placed(inputs, loads, problem.device)
 
 

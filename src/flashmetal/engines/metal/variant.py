@@ -87,6 +87,7 @@ class KernelVariant(NamedTuple):
     packs_heads: bool = False
     is_split: bool = False
     layout: str = ""  # of cooperative tensors; a tile without tensor operations needs none
+    tf32: bool = False
 
     def __str__(self) -> str:
         """A name for people, as "attention_forward float16 D=64 tensor [window_right, sinks]"."""
@@ -161,6 +162,7 @@ def variant_of(
         v_format=problem.v_format,
         vector_k=loads.k,
         vector_v=loads.v,
+        tf32=problem.tf32 and tile is not None and tile.unit == "tensor",
     )
 
 
@@ -214,7 +216,7 @@ def _prelude(variant: KernelVariant) -> str:
             "VECTOR": variant.vector,
         }
     if variant.has_tensor_operations:
-        flags |= tensor_flags(variant.dtype, variant.layout)
+        flags |= tensor_flags(variant.dtype, variant.layout, variant.tf32)
     structs = params.structs(backward=variant.kernel.startswith("attention_backward"))
     head = declare(types, flags, sizes, variant.has_tensor_operations)
     return f"{head}\n{structs}\n{bindings.declarations(variant)}\n"
@@ -240,9 +242,10 @@ def storage_facts(
     return types, sizes
 
 
-def tensor_flags(dtype: torch.dtype, layout: str) -> dict[str, bool]:
-    """What tile_tensor_ops.h must know: relaxed precision would truncate float32 operands."""
-    return {"RELAXED": dtype != torch.float32, "IS_APPLE10_LAYOUT": layout == "apple10"}
+def tensor_flags(dtype: torch.dtype, layout: str, tf32: bool) -> dict[str, bool]:
+    """What tile_tensor_ops.h must know: relaxed precision rounds float32 operands to TF32."""
+    relaxed = tf32 or dtype != torch.float32
+    return {"RELAXED": relaxed, "IS_APPLE10_LAYOUT": layout == "apple10"}
 
 
 def declare(
