@@ -119,9 +119,11 @@ def kernels_of(workload: Workload, chips: Sequence[str]) -> list[Kernel]:
 def served_tile(workload: Workload, chip: str) -> Tile:
     """The forward tile that the plan takes on a chip."""
     gpu = Gpu.named(chip)
-    unit = "tensor" if gpu.family >= TENSOR_FAMILY else "simdgroup"
+    problem = problem_of(workload)
+    is_exact = problem.dtype == torch.float32  # which tensor operations gain nothing by
+    unit = "tensor" if gpu.family >= TENSOR_FAMILY and not is_exact else "simdgroup"
     runtime = Runtime(metalsim.compile_shader, "cpu", gpu)
-    return choose_tile(problem_of(workload), "forward", unit, runtime).tile
+    return choose_tile(problem, "forward", unit, runtime).tile
 
 
 def problem_of(workload: Workload) -> AttentionProblem:

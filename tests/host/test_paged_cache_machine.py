@@ -224,7 +224,8 @@ def run(examples: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
 def test_any_history_keeps_the_keys_of_every_sequence() -> None:
     run(examples=240)
     assert taken["steps"] >= 10_000
-    assert taken["full"] >= 100
+    # Some 70 to 130: hypothesis also draws the constants of whatever modules are imported.
+    assert taken["full"] >= 30
 
 
 def no_copy(pool: PagePool, sequences: Mapping[int, int]) -> list[tuple[int, int]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -76,7 +78,7 @@ class CachedSequence(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Neighbouring keys of sequence ``entry``: columns of a panel, and rows of one page."""
+    """Neighbouring keys of sequence ``entry``: columns of a panel, rows of a page (-1 is none)."""
 
     entry: int
     column: int
@@ -119,45 +121,36 @@ class Stored(NamedTuple):
                 gathered.append(run)
         gathered_at_once = _GATHERED[self.codes.is_cpu] // math.prod(self.codes.shape[2:])
         for chunk in _chunks(gathered, max(1, min(most, gathered_at_once))):
-            rows = self._gather(chunk, dtype)
+            rows = self.copied(chunk, dtype).transpose(0, 1)
             start = 0
             for run in chunk:
                 yield run, rows.narrow(1, start, run.keys)
                 start += run.keys
 
-    def copied(self, runs: list[Run], gaps: list[int], dtype: torch.dtype) -> Tensor:
-        """The rows (rows, Hk, D) of the runs, zeros before each and behind the last as in gaps."""
-        found: list[Tensor | None] = []
-        for x in self:
-            if x is None:
-                found.append(None)
-                continue
-            empty, pages = x.new_zeros(max(gaps), *x.shape[2:]), x.unbind(0)
-            parts: list[Tensor] = []
-            for gap, run in zip(gaps, runs, strict=False):
-                parts += [empty[:gap]] if gap else []
-                parts.append(pages[run.page].narrow(0, run.row, run.keys))
-            found.append(torch.cat([*parts, empty[: gaps[-1]]]))
-        codes, scale = found
-        assert codes is not None
-        return dequantise(codes, scale, dtype)
-
-    def _gather(self, runs: list[Run], dtype: torch.dtype) -> Tensor:
-        """The rows of the runs one after the other, (Hk, rows, D)."""
-        counts = torch.tensor([run.keys for run in runs], device=self.codes.device)
-        starts = torch.tensor([run.row for run in runs], device=self.codes.device)
-        starts += counts - counts.cumsum(0)
-        rows = starts.repeat_interleave(counts)
-        rows += torch.arange(rows.shape[0], device=rows.device)
-        if self.codes.shape[0] == 1:
+    def copied(self, runs: list[Run], dtype: torch.dtype) -> Tensor:
+        """The rows (rows, Hk, D) of the runs one after the other, zeros for a run of no page."""
+        pages, size = self.codes.shape[:2]
+        numbers = array("q")  # of rows, counted through all pages
+        empty: list[tuple[int, int]] = []
+        for run in runs:
+            if run.page < 0:
+                empty.append((len(numbers), run.keys))
+                numbers.extend(repeat(0, run.keys))
+            else:
+                first = run.page * size + run.row
+                numbers.extend(range(first, first + run.keys))
+        rows = torch.frombuffer(numbers, dtype=torch.int64).to(self.codes.device)
+        if pages == 1:
             found = [None if x is None else x[0].index_select(0, rows) for x in self]
         else:
-            pages = torch.tensor([run.page for run in runs], device=rows.device)
-            pages = pages.repeat_interleave(counts)
-            found = [None if x is None else x[pages, rows] for x in self]
+            page = torch.div(rows, size, rounding_mode="floor")
+            found = [None if x is None else x[page, rows - page * size] for x in self]
         codes, scale = found
         assert codes is not None
-        return dequantise(codes, scale, dtype).transpose(0, 1)
+        copied = dequantise(codes, scale, dtype)
+        for start, count in empty:
+            copied.narrow(0, start, count).zero_()
+        return copied
 
 
 class CachedKeys(NamedTuple):
@@ -283,18 +276,26 @@ class CachedPanel(NamedTuple):
             or rows * widest > _GATHERED[keys.k.codes.is_cpu]
         ):
             return None
-        absent, gaps, end = bytearray(b"\1") * rows, list[int](), 0
-        for run in runs:
-            start = run.entry * self.columns + run.column
-            gaps.append(start - end)
-            end = start + run.keys
-            absent[start:end] = bytes(run.keys)
-        gaps.append(rows - end)
-        k, v = (x.copied(runs, gaps, keys.dtype) for x in (keys.k, keys.v))
+        pieces = list(_filled(runs, self.columns, rows))
+        k, v = (x.copied(pieces, keys.dtype) for x in (keys.k, keys.v))
         k, v = (x.view(*shape, *x.shape[1:]) for x in (k, v))
         if total == rows:
             return Gathered(k, v, None)
+        absent = bytearray().join(bytes([piece.page < 0]) * piece.keys for piece in pieces)
         return Gathered(k, v, torch.frombuffer(absent, dtype=torch.bool).view(shape).to(k.device))
+
+
+def _filled(runs: list[Run], columns: int, rows: int) -> Iterator[Run]:
+    """The runs, and runs of no page where a sequence of so many columns has no key."""
+    end = 0
+    for run in runs:
+        start = run.entry * columns + run.column
+        if start > end:
+            yield run._replace(page=-1, keys=start - end)
+        yield run
+        end = start + run.keys
+    if end < rows:
+        yield runs[-1]._replace(page=-1, keys=rows - end)
 
 
 def product(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
