@@ -105,11 +105,14 @@ def test_no_load_from_threadgroup_memory_meets_a_bank_twice(
     assert not [line for line in loads if line.counters.get("bank_conflicts")]
 
 
-def test_a_multiply_costs_no_more_at_head_dim_256_than_at_128(scripts: SimpleNamespace) -> None:
+@pytest.mark.parametrize("family", [7, 9])
+def test_a_multiply_costs_no_more_at_head_dim_256_than_at_128(
+    scripts: SimpleNamespace, family: int
+) -> None:
     costs: list[list[float]] = []
     for head_dim in (128, 256):
-        workload = Workload("", 1, 128, 128, 1, 1, head_dim, head_dim)
-        kernel = scripts.launches.Kernel("", scripts.cases.served_tile(workload, "M1"))
+        workload = Workload("", 1, 128, 64, 1, 1, head_dim, head_dim)
+        kernel = scripts.launches.Kernel("", tile_of("forward", family, 2, head_dim, head_dim))
         counters = scripts.cases.Bench().forward(workload, kernel).counters
         moved = counters["threadgroup_bytes_loaded"] + counters["threadgroup_bytes_stored"]
         multiplies = counters["matrix_multiplies"]
