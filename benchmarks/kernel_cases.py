@@ -15,7 +15,7 @@ from kernel_steps import Shape, Steps, extension, steps_of
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
-from flashmetal.engines.metal.kernel_choice import TENSOR_FAMILY
+from flashmetal.engines.metal.kernel_choice import TENSOR_FAMILY, needs_exact_products
 from flashmetal.engines.metal.tile_choice import Choice, choose_tile
 from flashmetal.engines.metal.tiles import (
     DECODE_QUERIES,
@@ -120,8 +120,8 @@ def served_tile(workload: Workload, chip: str) -> Tile:
     """The forward tile that the plan takes on a chip."""
     gpu = Gpu.named(chip)
     problem = problem_of(workload)
-    is_exact = problem.dtype == torch.float32  # which tensor operations gain nothing by
-    unit = "tensor" if gpu.family >= TENSOR_FAMILY and not is_exact else "simdgroup"
+    has_tensors = gpu.family >= TENSOR_FAMILY and not needs_exact_products(problem)
+    unit = "tensor" if has_tensors else "simdgroup"
     runtime = Runtime(metalsim.compile_shader, "cpu", gpu)
     return choose_tile(problem, "forward", unit, runtime).tile
 

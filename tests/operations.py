@@ -14,6 +14,8 @@ _PRODUCTS = {
     torch.ops.aten.baddbmm_.default,
 }
 
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
 
 class Operations(TorchDispatchMode):
     """Counts of elements, and of exponentials taken."""
@@ -22,6 +24,7 @@ class Operations(TorchDispatchMode):
     scores = 0  # that products wrote where they were told to
     read = 0  # of the right operands of products: keys and values as they are read
     products = 0
+    fused = 0  # calls of torch's fused kernel
     exponentials = 0
 
     def __torch_dispatch__(
@@ -34,6 +37,7 @@ class Operations(TorchDispatchMode):
             self.largest = max([self.largest, *sizes])
         self.exponentials += func is torch.ops.aten.exp2_.default
         self.products += func in _PRODUCTS
+        self.fused += func is _FUSED
         if func is torch.ops.aten.bmm.out:
             self.scores += result.numel()
         if func in (torch.ops.aten.bmm.default, torch.ops.aten.bmm.out):

@@ -94,11 +94,16 @@ class AttentionProblem(NamedTuple):
 
 
 def allows_tf32() -> bool:
-    """Whether the user lets products of float32 round their operands to TF32."""
+    """Whether the user lets products of float32 round their operands to TF32.
+
+    By ``torch.set_float32_matmul_precision``, unless torch's newer name for all backends says no.
+    """
     try:
-        return torch.get_float32_matmul_precision() != "highest"
+        if torch.get_float32_matmul_precision() == "highest":
+            return False
     except RuntimeError:  # it was set for one of torch's backends alone
         return False
+    return getattr(torch.backends, "fp32_precision", "none") != "ieee"
 
 
 def is_forward_mode() -> bool:

@@ -91,7 +91,7 @@ def make_inputs(
 
 def _call(inputs: AttentionInputs, request: Request) -> tuple[AttentionProblem, AttentionInputs]:
     inputs, request = with_key_lengths(inputs, request)
-    return AttentionProblem.of(inputs, request), inputs
+    return AttentionProblem.of(inputs, request)._replace(tf32=False), inputs
 
 
 def _keys(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
 from transformers.masking_utils import sdpa_mask
 
@@ -110,6 +111,26 @@ def test_what_the_engines_get() -> None:
             assert found.band.bounds(TOKENS) == (-1 if pattern == "causal" else WINDOW - 1, 0)
             # What every layer asks again is answered once.
             assert read(mask, TOKENS, True, torch.float32).first is found.first
+
+
+def test_what_is_kept_with_a_mask_serves_what_it_was_read_for() -> None:
+    mask = attention_mask(
+        batch_size=3,
+        q_length=TOKENS,
+        kv_length=TOKENS,
+        attention_mask=real_tokens("left"),
+        mask_function=PATTERNS["causal"],
+    )
+    assert mask is not None
+    with torch.inference_mode():
+        assert read(mask, TOKENS, True, torch.float32).first.is_inference()
+    assert not read(mask, TOKENS, True, torch.float32).first.is_inference()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        read(mask, TOKENS, True, torch.float32)
+    found = read(mask, TOKENS, True, torch.float32)
+    assert found.first.tolist() == [0, 3, 11]
+    mask[1, 0, 0, :5] = 0
+    assert read(mask, TOKENS, True, torch.float32).first.tolist() == [0, 5, 11]
 
 
 @pytest.mark.parametrize("pattern", ["causal", "window"])

@@ -163,16 +163,33 @@ def test_tf32_is_asked_for_by_torchs_own_switch(precision: Callable[[str], None]
     assert not torch.equal(exact, cut)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch 2.9 has it")
+def test_torchs_newer_name_may_forbid_tf32(
+    precision: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precision("high")
+    assert allows_tf32()
+    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
+    assert not allows_tf32()
+
+
+def test_no_switch_loosens_a_budget(precision: Callable[[str], None]) -> None:
+    precision("high")
+    assert not make_inputs(**SHAPE)[0].tf32
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch 2.9 has it")
 def test_tf32_for_another_backend_alone_is_not_asked_for_here() -> None:
     """torch's question raises then."""
     products: Any = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
     products.fp32_precision = "tf32"
     try:
         with pytest.raises(RuntimeError):
             torch.get_float32_matmul_precision()
         assert not allows_tf32()
     finally:
-        products.fp32_precision = "none"
+        products.fp32_precision = before
 
 
 def test_two_runs_give_equal_bits() -> None:

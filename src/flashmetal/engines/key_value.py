@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cache.formats import dequantise
 
-# From so many neighbouring keys on, reading them in place beats gathering them with others.
+# Of keys that are too many to copy, so many neighbours are read in place.
 _LEAST_RUN = 8
 # Elements copied at a time; on a CPU (True) they stay in its cache.
 _GATHERED = {True: 1 << 20, False: 1 << 22}
@@ -93,6 +93,12 @@ class Stored(NamedTuple):
     codes: Tensor
     scale: Tensor | None
 
+    @property
+    def row_elements(self) -> int:
+        """How many values a row of all heads has; two codes of 4 bits share a byte."""
+        stored = math.prod(self.codes.shape[2:])
+        return 2 * stored if self.codes.dtype == torch.uint8 else stored
+
     def joined(self) -> Stored | None:
         """All pages as a single one, or None where they do not lie side by side."""
         for x in self:
@@ -119,7 +125,7 @@ class Stored(NamedTuple):
                 yield run, pages[run.page].narrow(1, run.row, run.keys)
             else:
                 gathered.append(run)
-        gathered_at_once = _GATHERED[self.codes.is_cpu] // math.prod(self.codes.shape[2:])
+        gathered_at_once = _GATHERED[self.codes.is_cpu] // self.row_elements
         for chunk in _chunks(gathered, max(1, min(most, gathered_at_once))):
             rows = self.copied(chunk, dtype).transpose(0, 1)
             start = 0
@@ -143,7 +149,7 @@ class Stored(NamedTuple):
         if pages == 1:
             found = [None if x is None else x[0].index_select(0, rows) for x in self]
         else:
-            page = torch.div(rows, size, rounding_mode="floor")
+            page = rows // size
             found = [None if x is None else x[page, rows - page * size] for x in self]
         codes, scale = found
         assert codes is not None
@@ -183,7 +189,8 @@ class CachedKeys(NamedTuple):
 
     def gathered(self) -> Gathered | None:
         """All keys and values, if they are few."""
-        return CachedPanel(0, self.columns, self._runs(0, self.columns), 0, self).gathered()
+        runs = self._runs(0, self.columns)
+        return CachedPanel(0, self.columns, runs, self.columns, self).gathered()
 
     def plain(self) -> tuple[Tensor, Tensor] | None:
         """k (1, keys, Hk, D) and v of a single sequence where they lie, if that is in one run."""
@@ -261,14 +268,14 @@ class CachedPanel(NamedTuple):
         return o
 
     def gathered(self) -> Gathered | None:
-        """The panel's keys and values in one copy, or None where they are read where they lie.
+        """The panel's keys and values side by side, or None where they are read where they lie.
 
         That is where they are many or lie in one place, most columns would be empty, or a sequence
         has no key here. One product beats many small ones, each of which wakes every thread.
         """
         keys, runs, shape = self.keys, self.runs, (len(self.keys.sequences), self.columns)
         rows, total = math.prod(shape), sum(run.keys for run in runs)
-        widest = max(math.prod(x.codes.shape[2:]) for x in (keys.k, keys.v))
+        widest = max(keys.k.row_elements, keys.v.row_elements)
         if (
             len(runs) == 1
             or len({run.entry for run in runs}) < shape[0]

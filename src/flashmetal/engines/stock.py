@@ -3,7 +3,7 @@
 What the kernel does otherwise is kept from it: it dies on an empty key sequence, reads a last
 stride other than 1 wrongly, aligns causal to the top left, and gives a row without a visible key
 lse 0. Rows of that last kind are the first ones of a causal call and never reach it. Of a paged
-cache it reads sequences whose pages are neighbours; others go panel by panel.
+cache it reads neighbouring pages, and copies of few keys; the other sequences go panel by panel.
 
 Half types are served in float32: in them the kernel's exponentials put a larger error into the lse
 than it is allowed (tests/engines/test_stock_hazards.py). The price is paid on CPUs with matrix
@@ -62,7 +62,7 @@ def refuse(problem: AttentionProblem) -> str | None:
 def prefer_stock(problem: AttentionProblem) -> tuple[bool, str]:
     """Whether it is faster than the portable engine on a call it does not refuse, and why.
 
-    Plans are kept: torch's threads count as many as they were at the first such call.
+    The number of threads is read once a problem, since plans are kept.
     """
     if problem.device == "cuda":
         serving = stock_cuda.installed(problem) or "torch's flash attention"
@@ -215,8 +215,8 @@ def _padded_decode(
     counts = list(map(operator.sub, ends, firsts))
     if min(counts) < 1 or not fits_together(problem.batch, end - first, sum(counts)):
         return None
-    columns = torch.arange(first, end)
-    mask = torch.zeros(problem.batch, end - first, dtype=problem.dtype)
+    columns = torch.arange(first, end, device=inputs.q.device)
+    mask = inputs.q.new_zeros(problem.batch, end - first)
     if inputs.leftpad_k is not None and first < max(firsts):
         mask.masked_fill_(columns < inputs.leftpad_k[:, None], -torch.inf)
     if inputs.seqused_k is not None and min(ends) < end:
@@ -238,7 +238,7 @@ def _attend_gathered(
         return None
     mask = None
     if found.absent is not None:
-        mask = torch.zeros(found.absent.shape, dtype=compute_dtype(problem))
+        mask = found.k.new_zeros(found.absent.shape)
         mask = mask.masked_fill_(found.absent, -torch.inf)[:, None, None]
     return _attend(problem, q, found.k, found.v, sinks, mask)
 

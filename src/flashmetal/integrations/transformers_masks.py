@@ -34,8 +34,8 @@ _BOTH_SIDES_WINDOW_CODE = masking_utils.sliding_window_bidirectional_overlay(1).
 _PACKED_CODE = masking_utils.packed_sequence_mask_function(torch.empty(0)).__code__
 # Before 5.21 windows of packed sequences were taken where the tokens stand, which is the same.
 _REMAP: MaskFunction | None = getattr(masking_utils, "remap_positions_for_packed_sequence", None)
-_RANGE = "_flashmetal_real_range"  # the attribute of a mask
 _REMAP_CODE = None if _REMAP is None else _REMAP(_CAUSAL, torch.empty(0)).__code__
+_RANGE_ATTRIBUTE = "_flashmetal_real_range"
 
 
 class Band(NamedTuple):
@@ -288,11 +288,19 @@ def _real_range(mask: Tensor) -> tuple[Tensor, Tensor]:
 
     They are kept with the mask: it is made once a step, and read by every layer.
     """
-    if not torch.compiler.is_compiling() and hasattr(mask, _RANGE):
-        return getattr(mask, _RANGE)
+    if torch.compiler.is_compiling() or type(mask) is not Tensor:
+        return _find_range(mask)
+    state = torch.is_inference_mode_enabled(), 0 if mask.is_inference() else mask._version
+    kept = getattr(mask, _RANGE_ATTRIBUTE, None)
+    if kept is not None and kept[0] == state:
+        return kept[1]
+    found = _find_range(mask)
+    if type(found[0]) is Tensor:  # not a fake one
+        setattr(mask, _RANGE_ATTRIBUTE, (state, found))
+    return found
+
+
+def _find_range(mask: Tensor) -> tuple[Tensor, Tensor]:
     real = mask[:, 0, 0].int()
     first = real.argmax(-1).int()
-    found = first, first + real.sum(-1, dtype=torch.int32)
-    if not torch.compiler.is_compiling():
-        setattr(mask, _RANGE, found)
-    return found
+    return first, first + real.sum(-1, dtype=torch.int32)

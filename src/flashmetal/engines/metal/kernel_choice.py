@@ -46,11 +46,16 @@ def refuse_kernel(problem: AttentionProblem, kernel: str) -> str | None:
     return None if runtime is None else runtime.set_aside.get((problem, kernel))
 
 
+def needs_exact_products(problem: AttentionProblem) -> bool:
+    """Whether float32 is multiplied as it is, by which tensor operations gain nothing."""
+    return problem.dtype == torch.float32 and not problem.tf32
+
+
 def _against_tensor(problem: AttentionProblem) -> str | None:
     """Why tensor operations do not pay for a call; asking the GPU is their first use."""
     runtime = runtime_for(problem.device)
     assert runtime is not None
-    if problem.dtype == torch.float32 and not problem.tf32:
+    if needs_exact_products(problem):
         return (
             "exact float32 products gain nothing by tensor operations; "
             "torch.set_float32_matmul_precision('high') allows TF32"
