@@ -190,3 +190,18 @@ def test_torchs_default_device_is_not_that_of_the_call(page_size: int) -> None:
         with torch.device("meta"):
             o, lse = engine.forward(problem, inputs)
         assert_matches_reference(o, lse, problem, inputs)
+
+
+@pytest.mark.parametrize("most", [1 << 20, 1], ids=["copied", "in place"])
+def test_a_softcap_caps_a_score_of_minus_infinity(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no key that is absent."""
+    monkeypatch.setitem(key_value._GATHERED, True, most)
+    problem, inputs = make_inputs(
+        batch=2, seqlen_q=1, seqlen_k=40, seqused_k=(9, 40), softcap=2.0, page_size=16
+    )
+    inputs.q.abs_()
+    inputs.k[:, 3, :, 0] = -torch.inf
+    o, lse = portable.forward(problem, inputs)
+    assert_matches_reference(o, lse, problem, inputs)

@@ -30,20 +30,12 @@ class Panel(NamedTuple):
     v: Tensor
     absent: Tensor | None = None
 
-    @property
-    def is_whole(self) -> bool:
-        return self.absent is None
-
     def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
         """The products (N * Hk, rows, keys) of q (N * Hk, rows, D), written into ``scratch``.
 
-        -inf where a sequence has no key.
+        Where a sequence has no key they may be anything.
         """
-        s = product(q, self.k, scratch)
-        if self.absent is not None:
-            by_sequence = s.view(self.absent.shape[0], -1, s.shape[2])
-            by_sequence.masked_fill_(self.absent[:, None], -torch.inf)
-        return s
+        return product(q, self.k, scratch)
 
     def values(self, p: Tensor, o: Tensor | None) -> Tensor:
         """p (N * Hk, rows, keys) times the values, added to ``o`` in place where it is given."""
@@ -234,7 +226,7 @@ class Gathered(NamedTuple):
 
 
 class CachedPanel(NamedTuple):
-    """Columns of sequences in a cache; a column that a sequence has no key in is hidden from it."""
+    """Columns of sequences in a cache, read where they lie; else as a :class:`Panel`."""
 
     first: int
     columns: int
@@ -243,14 +235,21 @@ class CachedPanel(NamedTuple):
     keys: CachedKeys
 
     @property
-    def is_whole(self) -> bool:
-        return False
+    def absent(self) -> Tensor | None:
+        """As of a :class:`Panel`."""
+        shape = len(self.keys.sequences), self.columns
+        if sum(run.keys for run in self.runs) == math.prod(shape):
+            return None
+        pieces = _filled(self.runs, self.columns, math.prod(shape))
+        flags = bytearray().join(bytes([piece.page < 0]) * piece.keys for piece in pieces)
+        absent = torch.frombuffer(flags, dtype=torch.bool).view(shape)
+        return absent.to(self.keys.k.codes.device)
 
     def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
         """As :meth:`Panel.scores`."""
         count, rows = len(self.keys.sequences), q.shape[1]
         shape = (count, q.shape[0] // count, rows, self.columns)
-        s = scratch[: math.prod(shape)].view(shape).fill_(-torch.inf)
+        s = scratch[: math.prod(shape)].view(shape)
         q_of, s_of = q.view(*shape[:3], -1).unbind(0), s.unbind(0)
         for run, k in self.keys.k.read(self.runs, self.keys.dtype, self.most):
             out = s_of[run.entry].narrow(2, run.column, run.keys)
@@ -286,10 +285,7 @@ class CachedPanel(NamedTuple):
         pieces = list(_filled(runs, self.columns, rows))
         k, v = (x.copied(pieces, keys.dtype) for x in (keys.k, keys.v))
         k, v = (x.view(*shape, *x.shape[1:]) for x in (k, v))
-        if total == rows:
-            return Gathered(k, v, None)
-        absent = bytearray().join(bytes([piece.page < 0]) * piece.keys for piece in pieces)
-        return Gathered(k, v, torch.frombuffer(absent, dtype=torch.bool).view(shape).to(k.device))
+        return Gathered(k, v, self.absent)
 
 
 def _filled(runs: list[Run], columns: int, rows: int) -> Iterator[Run]:
@@ -298,11 +294,11 @@ def _filled(runs: list[Run], columns: int, rows: int) -> Iterator[Run]:
     for run in runs:
         start = run.entry * columns + run.column
         if start > end:
-            yield run._replace(page=-1, keys=start - end)
+            yield Run(0, 0, -1, 0, start - end)
         yield run
         end = start + run.keys
     if end < rows:
-        yield runs[-1]._replace(page=-1, keys=rows - end)
+        yield Run(0, 0, -1, 0, rows - end)
 
 
 def product(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:

@@ -87,10 +87,10 @@ def scores(
     """The panel of scores (N * Hk, G * rows, keys) in log2 units, hidden keys at -inf."""
     s = panel.scores(q, scratch)
     if problem.softcap:
-        absent = None if panel.is_whole else s.isneginf()
         s.tanh_().mul_(problem.softcap * _LOG2_E)
-        if absent is not None:
-            s.masked_fill_(absent, -torch.inf)
+    absent = panel.absent
+    if absent is not None:
+        s.view(absent.shape[0], -1, s.shape[2]).masked_fill_(absent[:, None], -torch.inf)
     return add_terms(problem, sequence, s, row, panel.first)
 
 
