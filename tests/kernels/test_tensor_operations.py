@@ -28,6 +28,7 @@ from flashmetal.testing import (
 from ..features import CACHES, DROPOUT, FEATURES, SHAPE, TRAINING, in_turn
 from .simulated import bits, runtime
 
+BACKENDS: Any = torch.backends  # its newer names are not in torch's annotations
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CALLS = FEATURES | CACHES | DROPOUT
 # The lowest two bits of a random layout's seed say whether operands agree in layout, and whether
@@ -164,13 +165,11 @@ def test_tf32_is_asked_for_by_torchs_own_switch(precision: Callable[[str], None]
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch 2.9 has it")
-def test_torchs_newer_name_may_forbid_tf32(
-    precision: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchs_newer_name_may_forbid_tf32(precision: Callable[[str], None]) -> None:
     precision("high")
     assert allows_tf32()
-    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
-    assert not allows_tf32()
+    with BACKENDS.flags(fp32_precision="ieee"):
+        assert not allows_tf32()
 
 
 def test_no_switch_loosens_a_budget(precision: Callable[[str], None]) -> None:
@@ -181,7 +180,7 @@ def test_no_switch_loosens_a_budget(precision: Callable[[str], None]) -> None:
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch 2.9 has it")
 def test_tf32_for_another_backend_alone_is_not_asked_for_here() -> None:
     """torch's question raises then."""
-    products: Any = torch.backends.mkldnn.matmul
+    products = BACKENDS.mkldnn.matmul
     before = products.fp32_precision
     products.fp32_precision = "tf32"
     try:
