@@ -83,9 +83,11 @@ class AttentionProblem(NamedTuple):
                 for x in tensors
             ]
         )
-        modes = is_forward_mode(), torch.is_grad_enabled(), False
-        if not torch.compiler.is_compiling():
-            modes = *modes[:2], getattr(inputs.q, "dtype", None) == torch.float32 and allows_tf32()
+        traced = torch.compiler.is_compiling()
+        # What runs a compiled call asks for itself.
+        tf32 = not traced and getattr(inputs.q, "dtype", None) == torch.float32 and allows_tf32()
+        modes = is_forward_mode(), torch.is_grad_enabled(), tf32
+        if not traced:
             try:
                 return _cached_problem(facts, request, modes)
             except TypeError:

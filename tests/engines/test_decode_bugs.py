@@ -205,3 +205,18 @@ def test_a_softcap_caps_a_score_of_minus_infinity(
     inputs.k[:, 3, :, 0] = -torch.inf
     o, lse = portable.forward(problem, inputs)
     assert_matches_reference(o, lse, problem, inputs)
+
+
+@pytest.mark.parametrize(("most", "products"), [(4096, 2), (4095, 6)])
+def test_a_limit_of_copies_counts_values_and_not_bytes(
+    most: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 bits two share a byte. Of 64 rows 63 are read at a time then: in three runs."""
+    monkeypatch.setitem(key_value._GATHERED, True, most)
+    problem, inputs = make_inputs(
+        batch=2, seqlen_q=1, seqlen_k=32, heads_q=1, page_size=32, k_format="int4", v_format="int4"
+    )
+    with Operations() as mode:
+        o, lse = portable.forward(problem, inputs)
+    assert mode.products == products
+    assert_matches_reference(o, lse, problem, inputs)

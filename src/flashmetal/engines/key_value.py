@@ -176,13 +176,12 @@ class CachedKeys(NamedTuple):
             if few is None:
                 yield panel
             else:
-                k, v = (x.transpose(1, 2).flatten(0, 1) for x in few[:2])
-                yield Panel(start, k, v, few.absent)
+                k, v = (x.transpose(1, 2).flatten(0, 1) for x in few)
+                yield Panel(start, k, v, panel.absent)
 
-    def gathered(self) -> Gathered | None:
-        """All keys and values, if they are few."""
-        runs = self._runs(0, self.columns)
-        return CachedPanel(0, self.columns, runs, self.columns, self).gathered()
+    def whole(self) -> CachedPanel:
+        """All columns as one panel."""
+        return CachedPanel(0, self.columns, self._runs(0, self.columns), self.columns, self)
 
     def plain(self) -> tuple[Tensor, Tensor] | None:
         """k (1, keys, Hk, D) and v of a single sequence where they lie, if that is in one run."""
@@ -211,18 +210,6 @@ class CachedKeys(NamedTuple):
                     runs.append(Run(entry, column, *place, row_end - row))
                 row = row_end
         return runs
-
-
-class Gathered(NamedTuple):
-    """A copy of keys k (N, columns, Hk, D) and values v (N, columns, Hk, Dv) of N sequences.
-
-    ``absent`` (N, columns) says where a sequence has none, and zeros lie instead; None where each
-    has them all.
-    """
-
-    k: Tensor
-    v: Tensor
-    absent: Tensor | None
 
 
 class CachedPanel(NamedTuple):
@@ -266,11 +253,11 @@ class CachedPanel(NamedTuple):
             o_of[run.entry].baddbmm_(p_of[run.entry].narrow(2, run.column, run.keys), v)
         return o
 
-    def gathered(self) -> Gathered | None:
-        """The panel's keys and values side by side, or None where they are read where they lie.
+    def gathered(self) -> tuple[Tensor, Tensor] | None:
+        """Copies k (N, columns, Hk, D) and v (N, columns, Hk, Dv), zeros where a key is absent.
 
-        That is where they are many or lie in one place, most columns would be empty, or a sequence
-        has no key here. One product beats many small ones, each of which wakes every thread.
+        None where these are too many, lie in one place, are mostly absent, or are all absent of a
+        sequence. One product beats many small ones, each of which wakes every thread.
         """
         keys, runs, shape = self.keys, self.runs, (len(self.keys.sequences), self.columns)
         rows, total = math.prod(shape), sum(run.keys for run in runs)
@@ -284,8 +271,7 @@ class CachedPanel(NamedTuple):
             return None
         pieces = list(_filled(runs, self.columns, rows))
         k, v = (x.copied(pieces, keys.dtype) for x in (keys.k, keys.v))
-        k, v = (x.view(*shape, *x.shape[1:]) for x in (k, v))
-        return Gathered(k, v, self.absent)
+        return k.view(*shape, *k.shape[1:]), v.view(*shape, *v.shape[1:])
 
 
 def _filled(runs: list[Run], columns: int, rows: int) -> Iterator[Run]:

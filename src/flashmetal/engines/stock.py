@@ -233,14 +233,17 @@ def _attend_gathered(
 
     None where another way must serve: keys are many, or hidden from some of several rows.
     """
-    found = cache.gathered()
-    if found is None or (found.absent is not None and q.shape[1] > 1):
+    panel, mask = cache.whole(), None
+    absent = panel.absent
+    if absent is not None and q.shape[1] > 1:
         return None
-    mask = None
-    if found.absent is not None:
-        mask = found.k.new_zeros(found.absent.shape)
-        mask = mask.masked_fill_(found.absent, -torch.inf)[:, None, None]
-    return _attend(problem, q, found.k, found.v, sinks, mask)
+    found = panel.gathered()
+    if found is None:
+        return None
+    k, v = found
+    if absent is not None:
+        mask = k.new_zeros(absent.shape).masked_fill_(absent, -torch.inf)[:, None, None]
+    return _attend(problem, q, k, v, sinks, mask)
 
 
 def _attend(

@@ -100,7 +100,7 @@ def _task(options: argparse.Namespace) -> Task:
         dtype=_DTYPES[options.dtype],
         device=options.device,
     )
-    # Exact products gain nothing by tensor operations: what serves there is TF32.
+    # Of float32 the plan takes tensor operations for TF32 alone.
     is_tf32 = options.unit == "tensor" and problem.dtype == torch.float32
     return Task(problem._replace(tf32=is_tf32), inputs, kernel, options.unit)
 
