@@ -41,6 +41,12 @@ class AttentionInputs(NamedTuple):
     v_scale: Tensor | None = None  # float32, of v's format
     rng_state: Tensor | None = None  # (2,) int64, seed and offset of the dropout, see philox
 
+    @property
+    def lengths(self) -> tuple[Tensor | None, ...]:
+        """The tensors that say where the sequences lie."""
+        starts = self.cu_seqlens_q, self.cu_seqlens_k
+        return *starts, self.seqused_k, self.leftpad_k, self.block_table
+
 
 class Request(NamedTuple):
     """What a public function was asked for beside its tensors, in the order of the operators."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import pairwise, repeat
 from typing import NoReturn, cast
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from .checks import public_name, words
 from .problem import AttentionProblem
 from .request import AttentionInputs, Request
+from .settled import once
 
 
 def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: Request) -> None:
@@ -18,6 +20,12 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
 
     CPU tensors always, others under ``validate=True``. Traced tensors have no values to check.
     """
+    # All of the problem that the check depends on, and the rows that there are.
+    name = check_lengths, problem, inputs.q.shape[0], inputs.k.shape[0], request.validate
+    once(inputs.lengths, name, lambda: _check_lengths(problem, inputs, request))
+
+
+def _check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: Request) -> None:
     starts_q, starts_k = inputs.cu_seqlens_q, inputs.cu_seqlens_k
     function, offsets_k = request.function, None
     if starts_q is not None:
@@ -30,7 +38,7 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
     for name, counts in ("seqused_k", inputs.seqused_k), ("leftpad_k", inputs.leftpad_k):
         if counts is None or not is_readable(counts, request.validate):
             continue
-        most = [problem.seqlen_k] * problem.batch
+        most: Iterable[int] = repeat(problem.seqlen_k)
         if offsets_k is not None and starts_k is not None:
             most = list(map(operator.sub, offsets_k[1:], offsets_k))
         _check_counts(function, public_name(function, name), _values(counts), most)
@@ -39,8 +47,10 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
         check_pages(function, table, inputs.k.shape[0])
 
 
-def _check_counts(function: str, name: str, counts: list[int], most: list[int]) -> None:
-    for index, (count, limit) in enumerate(zip(counts, most, strict=True)):
+def _check_counts(function: str, name: str, counts: list[int], most: Iterable[int]) -> None:
+    if min(counts, default=0) >= 0 and all(map(operator.le, counts, most)):
+        return
+    for index, (count, limit) in enumerate(zip(counts, most, strict=False)):
         if not 0 <= count <= limit:
             raise ValueError(
                 f"{function}: {name} must lie between 0 and the {limit} keys of its sequence, got "

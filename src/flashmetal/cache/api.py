@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..ops import attend
 from ..request import AttentionInputs, Request, make_request
+from ..settled import once
 from .append import AppendInputs, AppendRequest
 from .ops import append_and_attend
 
@@ -195,7 +196,7 @@ def _attend_to_cache(
     if seqlens is None or new.k is None or new.v is None:
         missing = "cache_seqlens" if seqlens is None else "k" if new.k is None else "v"
         raise TypeError(f"{function}: an append needs k, v and cache_seqlens, got {missing}=None")
-    added = new.k.shape[1] if new.cu_seqlens_new is None else new.cu_seqlens_new.diff()
+    used = _used(seqlens, new.k, new.cu_seqlens_new)
     append = AppendInputs(
         q if new.cos is not None else None,
         new.k,
@@ -222,7 +223,15 @@ def _attend_to_cache(
         request.impl,
         request.validate,
     )
-    return append_and_attend(append, how, inputs._replace(seqused_k=seqlens + added), request)
+    return append_and_attend(append, how, inputs._replace(seqused_k=used), request)
+
+
+def _used(seqlens: Tensor, k: Tensor, cu_seqlens_new: Tensor | None) -> Tensor:
+    """The keys of each sequence after an append."""
+    if cu_seqlens_new is None:
+        return once((seqlens,), ("seqused_k", k.shape[1]), lambda: seqlens + k.shape[1])
+    new = cu_seqlens_new
+    return once((seqlens, new), "seqused_k", lambda: seqlens + new.diff())
 
 
 def _with_cache(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import DTYPES, Facts, check_cache, check_lengths_tensor, fact_of, row_length, words
+from ..settled import once
 from ..value_checks import check_pages, checked_offsets, is_readable
 from .formats import stored_format
 
@@ -42,6 +43,12 @@ class AppendInputs(NamedTuple):
     rotary_seqlens: Tensor | None = None  # (B,) int32
     cu_seqlens_q: Tensor | None = None  # (B + 1,) int32
     cu_seqlens_new: Tensor | None = None  # (B + 1,) int32
+
+    @property
+    def lengths(self) -> tuple[Tensor | None, ...]:
+        """The tensors that say where the new rows go."""
+        starts = self.cu_seqlens_q, self.cu_seqlens_new
+        return *starts, self.cache_seqlens, self.block_table, self.rotary_seqlens
 
 
 class AppendRequest(NamedTuple):
@@ -228,6 +235,14 @@ def check_append_lengths(
     problem: CacheAppend, inputs: AppendInputs, request: AppendRequest
 ) -> None:
     """Check the values of lengths and pages before anything is written, where nothing waits."""
+    sizes = [None if x is None else x.shape[0] for x in (*inputs[:4], inputs.cos)]
+    name = check_append_lengths, problem, *sizes, request.validate
+    once(inputs.lengths, name, lambda: _check_append_lengths(problem, inputs, request))
+
+
+def _check_append_lengths(
+    problem: CacheAppend, inputs: AppendInputs, request: AppendRequest
+) -> None:
     function, lengths = request.function, inputs.cache_seqlens
     if not is_readable(lengths, request.validate):
         return

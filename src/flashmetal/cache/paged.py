@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..settled import settle
 from .append import AppendInputs, AppendRequest
 from .formats import check_format, dequantise, scale_shape, stored_shape
 from .ops import append_to_cache
@@ -42,7 +43,10 @@ class CacheShape(NamedTuple):
 
 
 class CacheStep(NamedTuple):
-    """The sequences of one model step, packed one after the other, and where their keys lie."""
+    """The sequences of one model step, packed one after the other, and where their keys lie.
+
+    Its tensors are not to be written to: what the first layer reads in them serves the others.
+    """
 
     sequences: dict[int, int]  # and the new tokens of each
     block_table: Tensor  # (B, pages) int32
@@ -151,14 +155,13 @@ class PagedKVCache:
         rows = [pages + [-1] * (width - len(pages)) for pages in tables]
         starts = [sum(counts[:b]) for b in range(len(counts) + 1)]
         lengths = [self.length(s) for s in sequences]
-        return CacheStep(
-            dict(sequences),
-            torch.tensor(rows, dtype=torch.int32, device=self.device).view(-1, width),
-            torch.tensor(lengths, dtype=torch.int32, device=self.device),
-            torch.tensor(starts, dtype=torch.int32, device=self.device),
-            max(counts, default=0),
-            tuple(lengths),
+        table, seqlens, cu_seqlens = (
+            torch.tensor(x, dtype=torch.int32, device=self.device) for x in (rows, lengths, starts)
         )
+        table = table.view(-1, width)
+        settle(table, seqlens, cu_seqlens)
+        most = max(counts, default=0)
+        return CacheStep(dict(sequences), table, seqlens, cu_seqlens, most, tuple(lengths))
 
     def commit(self, step: CacheStep) -> None:
         """Count the keys that the attention calls of a step have written."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..cache.append import AppendInputs, CacheAppend
 from ..cache.formats import quantise
 from ..rotary import apply_rotary_emb_torch
+from ..settled import once
 
 
 def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
@@ -17,13 +18,8 @@ def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
 
     The values of lengths and pages must have been checked: a row must not fall outside its cache.
     """
-    new = _rows(problem.seqlen_new, inputs.k_new, inputs.cu_seqlens_new)
-    position = inputs.cache_seqlens[new.sequence] + new.row
-    if inputs.block_table is None:
-        place = new.sequence.expand_as(position), position
-    else:
-        page = torch.div(position, problem.page_size, rounding_mode="floor")
-        place = inputs.block_table[new.sequence, page], position % problem.page_size
+    name = _placed, problem, inputs.k_new.shape[0]
+    new, place = once(inputs.lengths, name, lambda: _placed(problem, inputs))
     k_new = inputs.k_new
     if problem.rotary_dim:
         k_new = rotate(problem, inputs, k_new, _angles(inputs, new, True))
@@ -40,6 +36,16 @@ def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
         return inputs.q
     rows = _rows(problem.seqlen_q, inputs.q, inputs.cu_seqlens_q)
     return rotate(problem, inputs, inputs.q, _angles(inputs, rows, problem.rotate_rows))
+
+
+def _placed(problem: CacheAppend, inputs: AppendInputs) -> tuple[_Rows, tuple[Tensor, Tensor]]:
+    """The new rows, and where each goes: indices into the first two dimensions of a cache."""
+    new = _rows(problem.seqlen_new, inputs.k_new, inputs.cu_seqlens_new)
+    position = inputs.cache_seqlens[new.sequence] + new.row
+    if inputs.block_table is None:
+        return new, (new.sequence.expand_as(position), position)
+    page = torch.div(position, problem.page_size, rounding_mode="floor")
+    return new, (inputs.block_table[new.sequence, page], position % problem.page_size)
 
 
 class _Rows(NamedTuple):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterator
-from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cache.formats import dequantise
+from .places import Columns, Places, Rows, Run
 
 # Of keys that are too many to copy, so many neighbours are read in place.
 _LEAST_RUN = 8
@@ -56,29 +55,6 @@ class PlainKeys(NamedTuple):
             yield Panel(start, k, v)
 
 
-class CachedSequence(NamedTuple):
-    """Where the keys of one sequence lie: rows of its pages in order, -1 for none.
-
-    The first ``skipped`` rows of the pages are not its own, or hidden, the next ``length`` are
-    the keys from position ``first`` on.
-    """
-
-    pages: list[int]
-    skipped: int
-    length: int
-    first: int
-
-
-class Run(NamedTuple):
-    """Neighbouring keys of sequence ``entry``: columns of a panel, rows of a page (-1 is none)."""
-
-    entry: int
-    column: int
-    page: int
-    row: int
-    keys: int
-
-
 class Stored(NamedTuple):
     """Keys or values, codes or not, (pages, rows of a page, Hk, ...), and their scale."""
 
@@ -119,59 +95,46 @@ class Stored(NamedTuple):
                 gathered.append(run)
         gathered_at_once = _GATHERED[self.codes.is_cpu] // self.row_elements
         for chunk in _chunks(gathered, max(1, min(most, gathered_at_once))):
-            rows = self.copied(chunk, dtype).transpose(0, 1)
+            numbers = Rows.of(chunk, self.codes.shape[1], self.codes.device)
+            rows = self.copied(numbers, dtype).transpose(0, 1)
             start = 0
             for run in chunk:
                 yield run, rows.narrow(1, start, run.keys)
                 start += run.keys
 
-    def copied(self, runs: list[Run], dtype: torch.dtype) -> Tensor:
-        """The rows (rows, Hk, D) of the runs one after the other, zeros for a run of no page."""
+    def copied(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """The rows (rows, Hk, D) one after the other, zeros where no page has one."""
         pages, size = self.codes.shape[:2]
-        numbers = array("q")  # of rows, counted through all pages
-        empty: list[tuple[int, int]] = []
-        for run in runs:
-            if run.page < 0:
-                empty.append((len(numbers), run.keys))
-                numbers.extend(repeat(0, run.keys))
-            else:
-                first = run.page * size + run.row
-                numbers.extend(range(first, first + run.keys))
-        rows = torch.frombuffer(numbers, dtype=torch.int64).to(self.codes.device)
         if pages == 1:
-            found = [None if x is None else x[0].index_select(0, rows) for x in self]
+            found = [None if x is None else x[0].index_select(0, rows.numbers) for x in self]
         else:
-            page = rows // size
-            found = [None if x is None else x[page, rows - page * size] for x in self]
+            page = rows.numbers // size
+            place = page, rows.numbers - page * size
+            found = [None if x is None else x[place] for x in self]
         codes, scale = found
         assert codes is not None
         copied = dequantise(codes, scale, dtype)
-        for start, count in empty:
+        for start, count in rows.empty:
             copied.narrow(0, start, count).zero_()
         return copied
 
 
 class CachedKeys(NamedTuple):
-    """N sequences in a cache, which all end at the last of as many columns as the longest has keys.
+    """The keys and values of sequences in a cache, and where in it they lie.
 
-    So aligned, a band and the distances of ALiBi are the same for all of them. ``page_size`` is
-    that of the sequences' pages, ``joined`` whether these are now rows of a single one. Products
-    are of ``dtype``, those with the values ``head_dim_v`` wide.
+    Products are of ``dtype``, those with the values ``head_dim_v`` wide.
     """
 
     k: Stored
     v: Stored
-    sequences: list[CachedSequence]
-    columns: int
-    page_size: int
-    joined: bool
+    places: Places
     head_dim_v: int
     dtype: torch.dtype
 
     def panels(self, first: int, end: int, most: int) -> Iterator[Panel | CachedPanel]:
         """The columns [first, end) in panels of one size, at most ``most`` columns."""
         for start, stop in _even(first, end, most):
-            panel = CachedPanel(start, stop - start, self._runs(start, stop), most, self)
+            panel = CachedPanel(start, self.places.columns(start, stop), most, self)
             few = panel.gathered()
             if few is None:
                 yield panel
@@ -181,75 +144,52 @@ class CachedKeys(NamedTuple):
 
     def whole(self) -> CachedPanel:
         """All columns as one panel."""
-        return CachedPanel(0, self.columns, self._runs(0, self.columns), self.columns, self)
+        width = self.places.width
+        return CachedPanel(0, self.places.columns(0, width), width, self)
 
     def plain(self) -> tuple[Tensor, Tensor] | None:
         """k (1, keys, Hk, D) and v of a single sequence where they lie, if that is in one run."""
-        runs = self._runs(0, self.columns) if self.k.scale is None and self.v.scale is None else []
-        if len(runs) != 1 or runs[0].keys < self.columns:
+        width = self.places.width
+        if self.k.scale is not None or self.v.scale is not None:
+            return None
+        runs = self.places.columns(0, width).runs
+        if len(runs) != 1 or runs[0].keys < width:
             return None
         page, rows = runs[0].page, slice(runs[0].row, runs[0].row + runs[0].keys)
         return self.k.codes[None, page, rows], self.v.codes[None, page, rows]
-
-    def _runs(self, first: int, end: int) -> list[Run]:
-        """The keys in the columns [first, end), but those of missing pages."""
-        runs: list[Run] = []
-        size = self.page_size
-        for entry, (pages, skipped, length, _) in enumerate(self.sequences):
-            shift = self.columns - length - skipped  # from rows of the pages to columns
-            row, last = max(first - shift, skipped), end - shift
-            while row < last:
-                index = row // size
-                page, stop = pages[index], index + 1
-                if page >= 0 and self.joined:
-                    stop = _neighbours_end(pages, index, -(-last // size))
-                row_end = min(stop * size, last)
-                if page >= 0:
-                    column, inside = row + shift - first, row - index * size
-                    place = (0, page * size + inside) if self.joined else (page, inside)
-                    runs.append(Run(entry, column, *place, row_end - row))
-                row = row_end
-        return runs
 
 
 class CachedPanel(NamedTuple):
     """Columns of sequences in a cache, read where they lie; else as a :class:`Panel`."""
 
     first: int
-    columns: int
-    runs: list[Run]
+    columns: Columns
     most: int  # keys to be gathered at a time
     keys: CachedKeys
 
     @property
     def absent(self) -> Tensor | None:
         """As of a :class:`Panel`."""
-        shape = len(self.keys.sequences), self.columns
-        if sum(run.keys for run in self.runs) == math.prod(shape):
-            return None
-        pieces = _filled(self.runs, self.columns, math.prod(shape))
-        flags = bytearray().join(bytes([piece.page < 0]) * piece.keys for piece in pieces)
-        absent = torch.frombuffer(flags, dtype=torch.bool).view(shape)
-        return absent.to(self.keys.k.codes.device)
+        return self.columns.absent
 
     def scores(self, q: Tensor, scratch: Tensor) -> Tensor:
         """As :meth:`Panel.scores`."""
-        count, rows = len(self.keys.sequences), q.shape[1]
-        shape = (count, q.shape[0] // count, rows, self.columns)
+        (count, columns), rows = self.columns.shape, q.shape[1]
+        shape = (count, q.shape[0] // count, rows, columns)
         s = scratch[: math.prod(shape)].view(shape)
         q_of, s_of = q.view(*shape[:3], -1).unbind(0), s.unbind(0)
-        for run, k in self.keys.k.read(self.runs, self.keys.dtype, self.most):
+        for run, k in self.keys.k.read(self.columns.runs, self.keys.dtype, self.most):
             out = s_of[run.entry].narrow(2, run.column, run.keys)
             torch.bmm(q_of[run.entry], k.transpose(1, 2), out=out)
-        return s.view(-1, rows, self.columns)
+        return s.view(-1, rows, columns)
 
     def values(self, p: Tensor, o: Tensor | None) -> Tensor:
         """As :meth:`Panel.values`."""
-        keys, count = self.keys, len(self.keys.sequences)
+        keys, count = self.keys, self.columns.shape[0]
         if o is None:
             o = p.new_zeros(*p.shape[:2], keys.head_dim_v)
         p_of, o_of = (x.view(count, -1, *x.shape[1:]).unbind(0) for x in (p, o))
-        for run, v in keys.v.read(self.runs, keys.dtype, self.most):
+        for run, v in keys.v.read(self.columns.runs, keys.dtype, self.most):
             o_of[run.entry].baddbmm_(p_of[run.entry].narrow(2, run.column, run.keys), v)
         return o
 
@@ -259,32 +199,12 @@ class CachedPanel(NamedTuple):
         None where these are too many, lie in one place, are mostly absent, or are all absent of a
         sequence. One product beats many small ones, each of which wakes every thread.
         """
-        keys, runs, shape = self.keys, self.runs, (len(self.keys.sequences), self.columns)
-        rows, total = math.prod(shape), sum(run.keys for run in runs)
-        widest = max(keys.k.row_elements, keys.v.row_elements)
-        if (
-            len(runs) == 1
-            or len({run.entry for run in runs}) < shape[0]
-            or rows > 2 * total
-            or rows * widest > _GATHERED[keys.k.codes.is_cpu]
-        ):
+        keys, columns = self.keys, self.columns
+        elements = math.prod(columns.shape) * max(keys.k.row_elements, keys.v.row_elements)
+        if elements > _GATHERED[keys.k.codes.is_cpu] or not columns.is_mostly_keys:
             return None
-        pieces = list(_filled(runs, self.columns, rows))
-        k, v = (x.copied(pieces, keys.dtype) for x in (keys.k, keys.v))
-        return k.view(*shape, *k.shape[1:]), v.view(*shape, *v.shape[1:])
-
-
-def _filled(runs: list[Run], columns: int, rows: int) -> Iterator[Run]:
-    """The runs, and runs of no page where a sequence of so many columns has no key."""
-    end = 0
-    for run in runs:
-        start = run.entry * columns + run.column
-        if start > end:
-            yield Run(0, 0, -1, 0, start - end)
-        yield run
-        end = start + run.keys
-    if end < rows:
-        yield Run(0, 0, -1, 0, rows - end)
+        k, v = (x.copied(columns.rows, keys.dtype) for x in (keys.k, keys.v))
+        return k.view(*columns.shape, *k.shape[1:]), v.view(*columns.shape, *v.shape[1:])
 
 
 def product(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
@@ -300,17 +220,6 @@ def _even(first: int, end: int, most: int) -> Iterator[tuple[int, int]]:
         size = -(-(end - first) // -(-(end - first) // most))
         for start in range(first, end, size):
             yield start, min(start + size, end)
-
-
-def _neighbours_end(pages: list[int], index: int, end: int) -> int:
-    """Up to where, at most ``end``, each of the pages from ``index`` on follows the one before."""
-    last = pages[index] + end - 1 - index
-    if pages[end - 1] == last and pages[index:end] == list(range(pages[index], last + 1)):
-        return end
-    index += 1
-    while index < end and pages[index] == pages[index - 1] + 1:
-        index += 1
-    return index
 
 
 def _chunks(runs: list[Run], most: int) -> Iterator[list[Run]]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ..problem import AttentionProblem
 from ..request import AttentionInputs
-from .key_value import CachedKeys, CachedSequence, Stored
+from ..settled import once
+from .key_value import CachedKeys, Stored
+from .places import CachedSequence, Places
 
 # A group of sequences may have so many columns that are empty, however few its keys.
 _FREE_COLUMNS = 4096
@@ -148,29 +150,61 @@ def sequences(
             k, v = (x[entries] for x in (inputs.k, inputs.v))
             yield _sequence(problem, inputs, entries, rows, _Keys(k, v, 0, problem.seqlen_k))
         return
-    starts_q = None if inputs.cu_seqlens_q is None else _integers(inputs.cu_seqlens_q)
-    counts = [problem.seqlen_q] * problem.batch
-    if starts_q is not None:
-        counts = [end - start for start, end in pairwise(starts_q)]
-    if problem.dropout_p or inputs.bias is not None:
-        most_rows = 0  # a column of theirs is not the same key in every sequence
-    found = _cached_sequences(problem, inputs)
     stored = _Store.of(problem, inputs)
-    for first, end in _groups(counts, [x.length for x in found], most_rows):
-        entries = slice(first, end)
-        if starts_q is None:
+    for group in _groups(problem, inputs, stored, most_rows):
+        entries = slice(group.first, group.end)
+        if inputs.cu_seqlens_q is None:
             rows = inputs.q[entries], out[entries], lse[entries]
         else:
-            own, form = slice(starts_q[first], starts_q[end]), (end - first, counts[first])
+            form = group.end - group.first, group.seqlen_q
+            own = slice(group.start_q, group.start_q + form[0] * form[1])
             rows = (
                 inputs.q[own].view(*form, *inputs.q.shape[1:]),
                 out[own].view(*form, *out.shape[1:]),
                 lse[:, own].view(lse.shape[0], *form).transpose(0, 1),
             )
-        yield _sequence(problem, inputs, entries, rows, stored.keys(found[entries]))
+        yield _sequence(problem, inputs, entries, rows, stored.keys(group.places))
 
 
-def _groups(counts: list[int], lengths: list[int], most_rows: int) -> Iterator[tuple[int, int]]:
+class _Group(NamedTuple):
+    """Batch entries [first, end) of ``seqlen_q`` rows each, the first of them ``start_q``."""
+
+    first: int
+    end: int
+    start_q: int
+    seqlen_q: int
+    places: Places
+
+
+def _groups(
+    problem: AttentionProblem, inputs: AttentionInputs, stored: _Store, most_rows: int
+) -> list[_Group]:
+    """The call's entries, neighbours of at most ``most_rows`` queries together."""
+    if problem.dropout_p or inputs.bias is not None:
+        most_rows = 0  # a column of theirs is not the same key in every sequence
+
+    def make() -> list[_Group]:
+        starts = [problem.seqlen_q * b for b in range(problem.batch + 1)]
+        if inputs.cu_seqlens_q is not None:
+            starts = _integers(inputs.cu_seqlens_q)
+        counts = [end - start for start, end in pairwise(starts)]
+        found, device = _cached_sequences(problem, inputs), inputs.k.device
+        return [
+            _Group(
+                first,
+                end,
+                starts[first],
+                counts[first],
+                Places(found[first:end], stored.page_size, stored.joined, device),
+            )
+            for first, end in _spans(counts, [x.length for x in found], most_rows)
+        ]
+
+    name = _Group, problem, most_rows, stored.page_size, stored.joined
+    return once(inputs.lengths, name, make)
+
+
+def _spans(counts: list[int], lengths: list[int], most_rows: int) -> Iterator[tuple[int, int]]:
     """Entries [first, end) that go together, so that at most half their columns are empty."""
     first = 0
     while first < len(counts):
@@ -221,14 +255,14 @@ class _Store(NamedTuple):
             return cls(k, v, size, False, *rest)
         return cls(joined_k, joined_v, size, True, *rest)
 
-    def keys(self, sequences: list[CachedSequence]) -> _Keys:
+    def keys(self, places: Places) -> _Keys:
         """The keys of these sequences, as they lie where that is one sequence in one place."""
-        columns = max(x.length for x in sequences)
-        cache = CachedKeys(sequences=sequences, columns=columns, **self._asdict())
-        plain = cache.plain() if len(sequences) == 1 else None
+        cache = CachedKeys(self.k, self.v, places, self.head_dim_v, self.dtype)
+        plain = cache.plain() if len(places.sequences) == 1 else None
+        first = places.sequences[0].first
         if plain is not None:
-            return _Keys(*plain, sequences[0].first, columns)
-        return _Keys(self.k.codes, self.v.codes, sequences[0].first, columns, cache)
+            return _Keys(*plain, first, places.width)
+        return _Keys(self.k.codes, self.v.codes, first, places.width, cache)
 
 
 def _cached_sequences(problem: AttentionProblem, inputs: AttentionInputs) -> list[CachedSequence]:

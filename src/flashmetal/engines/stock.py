@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from ..gradients import Gradients, QueryRows, sink_gradient
 from ..merging import join, with_sinks
 from ..problem import AttentionProblem
 from ..request import AttentionInputs
+from ..settled import once
 from . import panels, portable, stock_cuda
 from .key_value import CachedKeys
 from .sequences import compute_dtype, fits_together, new_outputs, sequences
@@ -198,32 +199,53 @@ def _is_padded_decode(problem: AttentionProblem) -> bool:
     )
 
 
+class _Padding(NamedTuple):
+    """The keys [first, end) in which all sequences' lie, and what hides the others of each."""
+
+    first: int
+    end: int
+    mask: Tensor | None  # (B, 1, 1, end - first), 0 or -inf
+
+    @classmethod
+    def of(cls, problem: AttentionProblem, inputs: AttentionInputs) -> _Padding | None:
+        """None where a sequence has no key, or padding prevails."""
+        firsts, ends = [0] * problem.batch, [problem.seqlen_k] * problem.batch
+        if inputs.leftpad_k is not None:
+            firsts = cast("list[int]", inputs.leftpad_k.tolist())
+        if inputs.seqused_k is not None:
+            ends = cast("list[int]", inputs.seqused_k.tolist())
+        first, end = min(firsts), max(ends)
+        counts = list(map(operator.sub, ends, firsts))
+        if min(counts) < 1 or not fits_together(problem.batch, end - first, sum(counts)):
+            return None
+        columns, mask = torch.arange(first, end, device=inputs.q.device), None
+        if min(counts) < end - first:
+            mask = inputs.q.new_zeros(problem.batch, end - first)
+            if inputs.leftpad_k is not None:
+                mask.masked_fill_(columns < inputs.leftpad_k[:, None], -torch.inf)
+            if inputs.seqused_k is not None:
+                mask.masked_fill_(columns >= inputs.seqused_k[:, None], -torch.inf)
+            mask = mask[:, None, None]
+        return cls(first, end, mask)
+
+
 def _padded_decode(
     problem: AttentionProblem, inputs: AttentionInputs
 ) -> tuple[Tensor, Tensor] | None:
     """o (B, Hq, 1, D) and lse (B, Hq, 1) in one call of the kernel, padding masked.
 
-    None where another way must serve: a sequence has no key, padding prevails, or what lies in it
-    is not finite and reached a result.
+    None where another way must serve, as where what lies in the padding is not finite and reached
+    a result.
     """
-    firsts, ends = [0] * problem.batch, [problem.seqlen_k] * problem.batch
-    if inputs.leftpad_k is not None:
-        firsts = cast("list[int]", inputs.leftpad_k.tolist())
-    if inputs.seqused_k is not None:
-        ends = cast("list[int]", inputs.seqused_k.tolist())
-    first, end = min(firsts), max(ends)
-    counts = list(map(operator.sub, ends, firsts))
-    if min(counts) < 1 or not fits_together(problem.batch, end - first, sum(counts)):
+    padding = once(inputs.lengths, (_Padding, problem), lambda: _Padding.of(problem, inputs))
+    if padding is None:
         return None
-    columns = torch.arange(first, end, device=inputs.q.device)
-    mask = inputs.q.new_zeros(problem.batch, end - first)
-    if inputs.leftpad_k is not None and first < max(firsts):
-        mask.masked_fill_(columns < inputs.leftpad_k[:, None], -torch.inf)
-    if inputs.seqused_k is not None and min(ends) < end:
-        mask.masked_fill_(columns >= inputs.seqused_k[:, None], -torch.inf)
-    k, v = inputs.k[:, first:end], inputs.v[:, first:end]
-    o, lse = _attend(problem, inputs.q, k, v, inputs.sinks, mask[:, None, None])
-    return (o, lse) if math.isfinite(o.sum().item()) else None
+    first, end, mask = padding
+    k, v = inputs.k, inputs.v
+    if end - first < problem.seqlen_k:
+        k, v = k[:, first:end], v[:, first:end]
+    o, lse = _attend(problem, inputs.q, k, v, inputs.sinks, mask)
+    return (o, lse) if mask is None or math.isfinite(o.sum().item()) else None
 
 
 def _attend_gathered(
@@ -233,17 +255,15 @@ def _attend_gathered(
 
     None where another way must serve: keys are many, or hidden from some of several rows.
     """
-    panel, mask = cache.whole(), None
-    absent = panel.absent
-    if absent is not None and q.shape[1] > 1:
+    panel = cache.whole()
+    mask = panel.columns.hiding
+    if mask is not None and q.shape[1] > 1:
         return None
     found = panel.gathered()
     if found is None:
         return None
     k, v = found
-    if absent is not None:
-        mask = k.new_zeros(absent.shape).masked_fill_(absent, -torch.inf)[:, None, None]
-    return _attend(problem, q, k, v, sinks, mask)
+    return _attend(problem, q, k, v, sinks, None if mask is None else mask.to(k.dtype))
 
 
 def _attend(
@@ -258,8 +278,9 @@ def _attend(
 
     ``mask`` (N, 1, 1, Sk), for single rows, is 0, or -inf where a key is hidden.
     """
-    compute = compute_dtype(problem)
-    q, k, v = (_unit_stride(x.to(compute)).transpose(1, 2) for x in (q, k, v))
+    if problem.dtype != compute_dtype(problem):
+        q, k, v = q.float(), k.float(), v.float()
+    q, k, v = (_unit_stride(x).transpose(1, 2) for x in (q, k, v))
     rows, keys = q.shape[2], k.shape[2]
     # A single row stands at the last key: bottom-right causal hides nothing from it.
     causal = problem.window_right == 0 and rows > 1

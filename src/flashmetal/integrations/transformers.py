@@ -139,7 +139,9 @@ def _attend(
     options: dict[str, Any],
 ) -> Tensor:
     q, k, v = tensors
-    k, v, bias = k[:, : mask.keys], v[:, : mask.keys], mask.bias
+    bias = mask.bias
+    if mask.keys < k.shape[1]:
+        k, v = k[:, : mask.keys], v[:, : mask.keys]
     if position_bias is not None:
         position_bias = position_bias[..., : mask.keys].to(q.dtype)
         bias = position_bias if bias is None else position_bias + bias

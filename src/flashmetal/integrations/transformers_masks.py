@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import masking_utils
 
+from ..settled import once, settle
 from .masks import bias_of_mask
 
 MaskFunction = Callable[..., Any]
@@ -35,7 +36,6 @@ _PACKED_CODE = masking_utils.packed_sequence_mask_function(torch.empty(0)).__cod
 # Before 5.21 windows of packed sequences were taken where the tokens stand, which is the same.
 _REMAP: MaskFunction | None = getattr(masking_utils, "remap_positions_for_packed_sequence", None)
 _REMAP_CODE = None if _REMAP is None else _REMAP(_CAUSAL, torch.empty(0)).__code__
-_RANGE_ATTRIBUTE = "_flashmetal_real_range"
 
 
 class Band(NamedTuple):
@@ -263,6 +263,10 @@ def read(mask: Tensor | None, keys: int, causal: bool, dtype: torch.dtype) -> St
     """
     if mask is None:
         return Structure(Band(causal), keys)
+    if mask.ndim == 4 and mask.dtype in (torch.int8, torch.uint8):
+        # One of ours, or transformers' copy of it: made once a step, read by every layer.
+        settle(mask)
+        return once((mask,), (_read_band, dtype), lambda: _read_band(mask, dtype))
     if mask.ndim == 2:
         real = (mask != 0)[:, None, None, :]
         return Structure(Band(causal), mask.shape[1], bias_of_mask(real, dtype, mask.shape[1]))
@@ -271,36 +275,16 @@ def read(mask: Tensor | None, keys: int, causal: bool, dtype: torch.dtype) -> St
         size, windowed = divmod(mask.shape[1], 2)
         band, longest = (Band(True, size), keys) if windowed else (Band(True), size)
         return Structure(band, keys, ends=ends, longest=longest)
-    if mask.dtype not in (torch.int8, torch.uint8):
-        return Structure(Band(False), keys, bias_of_mask(mask, dtype, mask.shape[-1]))
+    return Structure(Band(False), keys, bias_of_mask(mask, dtype, mask.shape[-1]))
+
+
+def _read_band(mask: Tensor, dtype: torch.dtype) -> Structure:
     window, both_sides = divmod(mask.shape[1], 2)
     found = Structure(Band(not both_sides, window), mask.shape[3])
     if mask.stride(3) == 0:
         return found
     if mask.dtype == torch.int8:
         return found._replace(bias=bias_of_mask(mask[:, :1] != 0, dtype, mask.shape[3]))
-    first, end = _real_range(mask)
-    return found._replace(first=first, end=end)
-
-
-def _real_range(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The first real key of each row and the one behind the last, (B,) int32.
-
-    They are kept with the mask: it is made once a step, and read by every layer.
-    """
-    if torch.compiler.is_compiling() or type(mask) is not Tensor:
-        return _find_range(mask)
-    state = torch.is_inference_mode_enabled(), 0 if mask.is_inference() else mask._version
-    kept = getattr(mask, _RANGE_ATTRIBUTE, None)
-    if kept is not None and kept[0] == state:
-        return kept[1]
-    found = _find_range(mask)
-    if type(found[0]) is Tensor:  # not a fake one
-        setattr(mask, _RANGE_ATTRIBUTE, (state, found))
-    return found
-
-
-def _find_range(mask: Tensor) -> tuple[Tensor, Tensor]:
     real = mask[:, 0, 0].int()
     first = real.argmax(-1).int()
-    return first, first + real.sum(-1, dtype=torch.int32)
+    return found._replace(first=first, end=first + real.sum(-1, dtype=torch.int32))
