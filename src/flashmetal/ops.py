@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .engines import metal, portable, stock
 from .gradients import Gradients, QueryRows
+from .modes import is_function_transform, is_plain, is_profiled
 from .plan import Plan, plan, set_aside
 from .problem import AttentionProblem, is_forward_mode
 from .reference import attention_reference, dropout_mask
@@ -30,10 +31,6 @@ _ARGUMENTS = (
 )
 _INPUTS = len(AttentionInputs._fields)
 _PLAIN = {Tensor, torch.nn.Parameter, type(None)}
-_core: Any = torch._C  # pyright: ignore[reportPrivateUsage] torch has no public question
-_dispatch_modes = _core._len_torch_dispatch_stack
-_function_transform = _core._functorch.maybe_current_level
-_is_profiled = _core._autograd._profiler_enabled
 _ENGINES = {"portable": portable, "stock": stock}
 _BACKWARDS = {
     "portable": portable.backward,
@@ -97,13 +94,7 @@ def is_unwatched(tensors: tuple[Tensor | None, ...]) -> bool:
 
     False under tracing, dispatch modes, function transforms, profilers and for tensor subclasses.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and _dispatch_modes() == 0
-        and _function_transform() is None
-        and not _is_profiled()
-        and _PLAIN.issuperset(map(type, tensors))
-    )
+    return is_plain() and not is_profiled() and _PLAIN.issuperset(map(type, tensors))
 
 
 def _is_eager(problem: AttentionProblem, request: Request) -> bool:
@@ -117,7 +108,7 @@ def _is_eager(problem: AttentionProblem, request: Request) -> bool:
     return (
         request.impl == "reference"
         or is_forward_mode()
-        or _function_transform() is not None
+        or is_function_transform()
         or portable.refuse_backward(problem) is not None
     )
 

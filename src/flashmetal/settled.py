@@ -8,70 +8,92 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from .modes import is_plain
+
 _ATTRIBUTE = "_flashmetal_settled"
-_dispatch_modes: Any = torch._C._len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
 _T = TypeVar("_T")
 
 
-class _Kept(dict[Hashable, Any]):
-    """What was made of tensors that belong together."""
+class _Kept:
+    """What was made of tensors that belong together, and how many they are."""
+
+    def __init__(self) -> None:
+        self.made: dict[Hashable, Any] = {}
+        self.tensors = 0
 
 
-class _Mark(NamedTuple):
-    kept: Callable[[], _Kept | None]
-    version: int
+class _Mark:
+    """On a tensor: what is kept with it, its number there, and its version. A copy has none."""
+
+    def __init__(self, kept: Callable[[], _Kept | None], number: int, version: int) -> None:
+        self.kept, self.number, self.version = kept, number, version
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
 def settle(*lengths: Tensor) -> None:
     """Say that these tensors, which belong together, will not change.
 
-    A write that torch counts makes them common tensors again; in inference mode it counts none.
+    A write that torch counts makes them common tensors again. It counts none to tensors that were
+    made in inference mode.
     """
     if torch.compiler.is_compiling() or _common(lengths) is not None:
         return
     kept = _Kept()
     for x in lengths:
-        setattr(x, _ATTRIBUTE, _Mark(lambda: kept, _version(x)))
+        _mark(x, kept, lambda: kept)
 
 
 def once(lengths: tuple[Tensor | None, ...], name: Hashable, make: Callable[[], _T]) -> _T:
     """What ``make`` makes of the ``lengths`` that are given; once, if they were settled together.
 
-    A tensor that it makes, or a tuple of them, is settled with them. None counts as not given.
+    ``name`` holds all else that it depends on. A tensor that it makes, or a tuple of them, is
+    settled with them. None counts as not given.
     """
-    kept = None if torch.compiler.is_compiling() or _dispatch_modes() else _common(lengths)
-    if kept is None:
+    found = _common(lengths) if is_plain() else None
+    if found is None:
         return make()
-    name = name, torch.is_inference_mode_enabled()
-    if name not in kept:
-        made = kept[name] = make()
-        mark = weakref.ref(kept)  # what is kept must not keep itself alive
+    kept, numbers = found
+    name = name, numbers, torch.is_inference_mode_enabled()
+    if name not in kept.made:
+        made = kept.made[name] = make()
         parts = cast("tuple[object, ...]", made if isinstance(made, tuple) else (made,))
         for x in parts:
             if isinstance(x, Tensor):
-                setattr(x, _ATTRIBUTE, _Mark(mark, _version(x)))
-    return kept[name]
+                _mark(x, kept, weakref.ref(kept))  # what is kept must not keep itself alive
+    return kept.made[name]
 
 
-def _common(lengths: tuple[Tensor | None, ...]) -> _Kept | None:
-    """What is kept with all of the tensors; None if one of them changed or belongs elsewhere."""
-    kept = None
+def _mark(x: Tensor, kept: _Kept, reference: Callable[[], _Kept | None]) -> None:
+    setattr(x, _ATTRIBUTE, _Mark(reference, kept.tensors, _version(x)))
+    kept.tensors += 1
+
+
+def _common(lengths: tuple[Tensor | None, ...]) -> tuple[_Kept, tuple[int | None, ...]] | None:
+    """What is kept with all of the tensors, and their numbers there.
+
+    None if one of them changed or belongs elsewhere.
+    """
+    kept, numbers = None, list[int | None]()
     for x in lengths:
         if x is None:
+            numbers.append(None)
             continue
         mark: _Mark | None = getattr(x, _ATTRIBUTE, None)
-        if mark is None or mark.version != _version(x):
+        own = None if mark is None else mark.kept()
+        if mark is None or own is None or mark.version != _version(x):
             return None
-        own = mark.kept()
-        if own is None or kept is not None and own is not kept:
+        if kept is not None and own is not kept:
             return None
         kept = own
-    return kept
+        numbers.append(mark.number)
+    return None if kept is None else (kept, tuple(numbers))
 
 
 def _version(x: Tensor) -> int:

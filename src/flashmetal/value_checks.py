@@ -20,7 +20,6 @@ def check_lengths(problem: AttentionProblem, inputs: AttentionInputs, request: R
 
     CPU tensors always, others under ``validate=True``. Traced tensors have no values to check.
     """
-    # All of the problem that the check depends on, and the rows that there are.
     name = check_lengths, problem, inputs.q.shape[0], inputs.k.shape[0], request.validate
     once(inputs.lengths, name, lambda: _check_lengths(problem, inputs, request))
 

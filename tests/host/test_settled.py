@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import weakref
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +21,14 @@ from flashmetal import (
     PagedKVCache,
     flash_attn_3_with_kvcache,
     flash_attn_func,
+    flash_attn_varlen_func,
+    flash_attn_with_kvcache,
+    value_checks,
 )
-from flashmetal.engines import append, sequences
+from flashmetal.engines import append, key_value, panels, sequences
+from flashmetal.engines.places import Columns
+from flashmetal.problem import AttentionProblem
+from flashmetal.request import AttentionInputs, Request
 from flashmetal.settled import once, settle
 
 SHAPE = CacheShape(layers=3, pages=12, page_size=4, heads=2, head_dim=8, head_dim_v=8)
@@ -45,8 +55,9 @@ def test_settled_lengths_are_read_once_and_others_always() -> None:
     assert doubled.calls == 2
     settle(lengths)
     for _ in range(2):
-        assert doubled(doubled(lengths)).tolist() == [6, 8]  # settled too, and its name is taken
-    assert doubled.calls == 3
+        assert doubled(lengths).tolist() == [6, 8]
+        assert doubled(doubled(lengths)).tolist() == [12, 16]  # what is made is settled too
+    assert doubled.calls == 4
 
 
 def test_a_write_makes_them_common_again() -> None:
@@ -72,7 +83,8 @@ def test_what_belongs_to_two_steps_is_not_kept() -> None:
 
 
 def test_modes_keep_apart() -> None:
-    """Tensors of inference mode cannot be saved for a backward, fake ones have no values."""
+    """Tensors of inference mode cannot be saved for a backward, fake and wrapped ones have no
+    values."""
     doubled, lengths = Doubled(), torch.tensor([3, 4])
     settle(lengths)
     with torch.inference_mode():
@@ -80,8 +92,25 @@ def test_modes_keep_apart() -> None:
     assert not doubled(lengths).is_inference()
     with FakeTensorMode(allow_non_fake_inputs=True):
         doubled(lengths)
+    functional: Any = torch.func.functionalize(lambda x: x + doubled(lengths))
+    functional(torch.ones(2))
     assert doubled(lengths).tolist() == [6, 8]
-    assert doubled.calls == 3
+    assert doubled.calls == 4
+
+
+def test_copies_are_common() -> None:
+    doubled, lengths = Doubled(), torch.tensor([3, 4])
+    settle(lengths)
+    doubled(doubled(lengths))
+    for copy in (
+        pickle.loads(pickle.dumps(lengths)),
+        deepcopy(lengths),
+        deepcopy(doubled(lengths)),
+    ):
+        before = doubled.calls
+        doubled(copy)
+        doubled(copy)
+        assert doubled.calls == before + 2
 
 
 def test_what_is_kept_goes_with_the_lengths() -> None:
@@ -95,6 +124,10 @@ def test_what_is_kept_goes_with_the_lengths() -> None:
         assert made() is None
     finally:
         gc.enable()
+
+
+def clones(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.clone() if isinstance(x, Tensor) else x for name, x in arguments.items()}
 
 
 def attend(cache: PagedKVCache, step: CacheStep, layer: int, **changes: Any) -> Tensor:
@@ -139,6 +172,53 @@ def test_a_step_is_read_by_its_first_layer(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(torch.equal(ours.layer(n)["k_cache"], theirs.layer(n)["k_cache"]) for n in range(3))
 
 
+Q, NEW = torch.randn(3, 1, 4, 8), torch.randn(3, 3, 2, 8)
+CACHE = torch.randn(2, 48, 2, 8)
+
+
+def paged(size: int, apart: bool = False) -> dict[str, Any]:
+    """A cache in pages of so many keys, side by side or apart."""
+    pages = CACHE.clone().unflatten(1, (-1, size))
+    k, v = torch.cat((pages, pages), 2)[:, :, :size] if apart else pages
+    return {"k_cache": k, "v_cache": v}
+
+
+def appended(rows: int) -> dict[str, Any]:
+    return {"k": NEW[:, :rows], "v": NEW[:, :rows], **paged(4)}
+
+
+# Calls on the same lengths, of which one must not be given what was made for the other.
+PAIRS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[], dict[str, Any]]]] = {
+    "append, then the past": (lambda: appended(2), lambda: paged(4)),
+    "rows to append": (lambda: appended(1), lambda: appended(3)),
+    "queries": (lambda: paged(4), lambda: {"q": Q.repeat(1, 3, 1, 1), **paged(4)}),
+    "page size": (lambda: paged(4), lambda: paged(8)),
+    "pages apart": (lambda: paged(4), lambda: paged(4, apart=True)),
+    "window": (lambda: paged(4), lambda: {"window_size": (2, 0), **paged(4)}),
+}
+
+
+@pytest.mark.parametrize("most", [1 << 20, 1], ids=["copied", "in place"])
+@pytest.mark.parametrize("swapped", [False, True], ids=["", "swapped"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_one_call_is_not_given_what_another_read(
+    pair: str, swapped: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(key_value._GATHERED, True, most)
+    table = torch.tensor([[4, 1, 2], [0, 3, 5], [1, 0, 3]], dtype=torch.int32)
+    if pair.endswith(("past", "append")):
+        table[2] = torch.tensor([6, 8, 7])
+    seqlens = torch.tensor([9, 5, 2], dtype=torch.int32)
+    settle(table, seqlens)
+    lengths = {"block_table": table, "cache_seqlens": seqlens}
+    for make in PAIRS[pair][::-1] if swapped else PAIRS[pair]:
+        found, expected = (
+            flash_attn_with_kvcache(**{"q": Q, "causal": True, **make()}, **each)
+            for each in (lengths, clones(lengths))
+        )
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("rows", [1, 3], ids=["decode", "prefill"])
 def test_lengths_meet_keys_of_another_count(rows: int) -> None:
     padding = torch.tensor([2, 0, 5], dtype=torch.int32)
@@ -152,14 +232,76 @@ def test_lengths_meet_keys_of_another_count(rows: int) -> None:
         assert torch.equal(found, expected)
 
 
-def test_what_is_right_for_one_cache_is_checked_for_another() -> None:
-    cache = PagedKVCache(SHAPE)
-    cache.allocate(20)
-    number = cache.allocate(6)
-    step = cache.step({number: 2})
-    attend(cache, step, 0)
-    few = {name: x[:5] for name, x in cache.layer(1).items()}
-    before = few["k_cache"].clone()
+def test_rows_are_checked_again() -> None:
+    starts = torch.tensor([0, 4, 6], dtype=torch.int32)
+    settle(starts)
+    x = torch.randn(7, 2, 8)
+    call = partial(flash_attn_varlen_func, max_seqlen_q=4, max_seqlen_k=4)
+    lengths = {"cu_seqlens_q": starts, "cu_seqlens_k": starts}
+    call(x[:6], x[:6], x[:6], **lengths)
+    with pytest.raises(ValueError, match="to the 7 rows of q"):
+        call(x, x[:6], x[:6], **lengths)
+    with pytest.raises(ValueError, match="to the 5 rows of k"):
+        call(x[:6], x[:5], x[:5], **lengths)
+    with pytest.raises(ValueError, match="max_seqlen_q must be at least"):
+        flash_attn_varlen_func(x[:6], x[:6], x[:6], **lengths, max_seqlen_q=3, max_seqlen_k=4)
+
+
+def test_a_check_that_waits_is_made_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a device: its values are read under validate=True alone."""
+    starts, x = torch.tensor([0, 4, 5], dtype=torch.int32), torch.randn(6, 2, 8)
+    problem = AttentionProblem.of(
+        AttentionInputs(x, x, x, cu_seqlens_q=starts, cu_seqlens_k=starts), Request("f", 4, 4)
+    )
+    settle(starts)
+    inputs = AttentionInputs(x, x, x, cu_seqlens_q=starts, cu_seqlens_k=starts)
+    monkeypatch.setattr(value_checks, "is_readable", lambda lengths, validate: validate)
+    value_checks.check_lengths(problem, inputs, Request("f", 4, 4))
+    with pytest.raises(ValueError, match="to the 6 rows of q"):
+        value_checks.check_lengths(problem, inputs, Request("f", 4, 4, validate=True))
+
+
+def test_what_is_right_for_one_append_is_checked_for_another() -> None:
+    table = torch.tensor([[0, 1], [2, 3], [4, 5]], dtype=torch.int32)
+    seqlens = torch.tensor([6, 5, 0], dtype=torch.int32)
+    settle(table, seqlens)
+    lengths = {"block_table": table, "cache_seqlens": seqlens, "causal": True}
+
+    def append(rows: int, positions: int, caches: dict[str, Any]) -> None:
+        turned = {f"rotary_{name}": torch.ones(positions, 2) for name in ("cos", "sin")}
+        new = {"k": NEW[:, :rows], "v": NEW[:, :rows]}
+        flash_attn_with_kvcache(Q, **caches, **new, **turned, **lengths)
+
+    append(2, 8, paged(4))
+    with pytest.raises(ValueError, match="3 more do not fit"):
+        append(3, 9, paged(4))
+    with pytest.raises(ValueError, match="rotary_cos has 7 positions"):
+        append(2, 7, paged(4))
+    with pytest.raises(ValueError, match="do not fit"):
+        append(2, 8, {name: x[:12] for name, x in paged(3).items()})
+    few = {name: x[:5] for name, x in paged(4).items()}
+    before = clones(few)
     with pytest.raises(ValueError, match="must hold pages from 0 to 4"):
-        attend(cache, step, 1, **few)
-    assert torch.equal(before, few["k_cache"])
+        append(2, 8, few)
+    assert all(torch.equal(few[name], before[name]) for name in few)
+
+
+def test_parts_of_many_columns_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt over scattered pages asks for other columns in every block of rows."""
+    small = panels.Tiling(block_q=8, scores=64, least_keys=8)
+    monkeypatch.setattr(panels, "tiling", lambda problem: small)
+    alive = weakref.WeakSet[Columns]()
+    made = Columns.__init__
+
+    def counted(self: Columns, *arguments: Any) -> None:
+        made(self, *arguments)
+        alive.add(self)
+
+    monkeypatch.setattr(Columns, "__init__", counted)
+    table = torch.randperm(32, generator=torch.Generator().manual_seed(0))[None].to(torch.int32)
+    settle(table)
+    cache = torch.randn(32, 4, 1, 8)
+    flash_attn_with_kvcache(
+        torch.randn(1, 128, 1, 8), cache, cache, block_table=table, causal=True, impl="portable"
+    )
+    assert len(alive) == 1

@@ -131,6 +131,11 @@ def test_what_is_kept_with_a_mask_serves_what_it_was_read_for() -> None:
     assert found.first.tolist() == [0, 3, 11]
     mask[1, 0, 0, :5] = 0
     assert read(mask, TOKENS, True, torch.float32).first.tolist() == [0, 5, 11]
+    holes = attention_mask(3, TOKENS, TOKENS, attention_mask=real_tokens("holes"))
+    for dtype in (torch.float32, torch.bfloat16):
+        bias = read(holes, TOKENS, True, dtype).bias
+        assert bias is not None
+        assert bias.dtype == dtype
 
 
 @pytest.mark.parametrize("pattern", ["causal", "window"])

@@ -106,13 +106,14 @@ def test_no_load_from_threadgroup_memory_meets_a_bank_twice(
 
 
 @pytest.mark.parametrize("family", [7, 9])
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4)])
 def test_a_multiply_costs_no_more_at_head_dim_256_than_at_128(
-    scripts: SimpleNamespace, family: int
+    scripts: SimpleNamespace, family: int, dtype: str, size: int
 ) -> None:
     costs: list[list[float]] = []
     for head_dim in (128, 256):
-        workload = Workload("", 1, 128, 64, 1, 1, head_dim, head_dim)
-        kernel = scripts.launches.Kernel("", tile_of("forward", family, 2, head_dim, head_dim))
+        workload = Workload("", 1, 128, 64, 1, 1, head_dim, head_dim, dtype)
+        kernel = scripts.launches.Kernel("", tile_of("forward", family, size, head_dim, head_dim))
         counters = scripts.cases.Bench().forward(workload, kernel).counters
         moved = counters["threadgroup_bytes_loaded"] + counters["threadgroup_bytes_stored"]
         multiplies = counters["matrix_multiplies"]

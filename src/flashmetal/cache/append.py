@@ -46,7 +46,7 @@ class AppendInputs(NamedTuple):
 
     @property
     def lengths(self) -> tuple[Tensor | None, ...]:
-        """The tensors that say where the new rows go."""
+        """The tensors that say which rows there are, where new ones go, and how they are turned."""
         starts = self.cu_seqlens_q, self.cu_seqlens_new
         return *starts, self.cache_seqlens, self.block_table, self.rotary_seqlens
 

@@ -18,8 +18,8 @@ def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
 
     The values of lengths and pages must have been checked: a row must not fall outside its cache.
     """
-    name = _placed, problem, inputs.k_new.shape[0]
-    new, place = once(inputs.lengths, name, lambda: _placed(problem, inputs))
+    lengths = inputs.cu_seqlens_new, inputs.cache_seqlens, inputs.block_table
+    new, place = once(lengths, (_placed, problem), lambda: _placed(problem, inputs))
     k_new = inputs.k_new
     if problem.rotary_dim:
         k_new = rotate(problem, inputs, k_new, _angles(inputs, new, True))

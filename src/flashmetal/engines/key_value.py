@@ -144,15 +144,14 @@ class CachedKeys(NamedTuple):
 
     def whole(self) -> CachedPanel:
         """All columns as one panel."""
-        width = self.places.width
-        return CachedPanel(0, self.places.columns(0, width), width, self)
+        return CachedPanel(0, self.places.all_columns, self.places.width, self)
 
     def plain(self) -> tuple[Tensor, Tensor] | None:
         """k (1, keys, Hk, D) and v of a single sequence where they lie, if that is in one run."""
         width = self.places.width
         if self.k.scale is not None or self.v.scale is not None:
             return None
-        runs = self.places.columns(0, width).runs
+        runs = self.places.all_columns.runs
         if len(runs) != 1 or runs[0].keys < width:
             return None
         page, rows = runs[0].page, slice(runs[0].row, runs[0].row + runs[0].keys)

@@ -69,20 +69,23 @@ class Places:
     ) -> None:
         self.sequences, self.width = sequences, max(x.length for x in sequences)
         self.page_size, self.joined, self.device = page_size, joined, device
-        self._columns: dict[tuple[int, int], Columns] = {}
+
+    @cached_property
+    def all_columns(self) -> Columns:
+        """The columns [0, width)."""
+        return Columns(self, 0, self.width)
 
     def columns(self, first: int, end: int) -> Columns:
-        """The columns [first, end): the same object whenever they are asked for."""
-        if (first, end) not in self._columns:
-            self._columns[first, end] = Columns(self, first, end)
-        return self._columns[first, end]
+        """The columns [first, end). A part of them is made anew: blocks of rows ask for many."""
+        whole = (first, end) == (0, self.width)
+        return self.all_columns if whole else Columns(self, first, end)
 
 
 class Columns:
     """The columns [first, end) of :class:`Places`, and the runs of keys in them."""
 
     def __init__(self, places: Places, first: int, end: int) -> None:
-        self.first, self.shape = first, (len(places.sequences), end - first)
+        self.shape = len(places.sequences), end - first
         self.runs = list(_runs(places, first, end))
         self._page_size, self._device = places.page_size, places.device
         self._keys = sum(run.keys for run in self.runs)

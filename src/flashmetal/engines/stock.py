@@ -256,13 +256,12 @@ def _attend_gathered(
     None where another way must serve: keys are many, or hidden from some of several rows.
     """
     panel = cache.whole()
-    mask = panel.columns.hiding
-    if mask is not None and q.shape[1] > 1:
+    if q.shape[1] > 1 and panel.absent is not None:
         return None
     found = panel.gathered()
     if found is None:
         return None
-    k, v = found
+    (k, v), mask = found, panel.columns.hiding
     return _attend(problem, q, k, v, sinks, None if mask is None else mask.to(k.dtype))
 
 
