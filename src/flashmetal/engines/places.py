@@ -90,7 +90,7 @@ class Columns:
         self._page_size, self._device = places.page_size, places.device
         self._keys = sum(run.keys for run in self.runs)
 
-    @property
+    @cached_property
     def is_mostly_keys(self) -> bool:
         """Whether every sequence has keys in them, in several runs, and at most half are empty."""
         found = len({run.entry for run in self.runs}) == self.shape[0] and len(self.runs) > 1

@@ -265,16 +265,24 @@ class _Store(NamedTuple):
         return _Keys(self.k.codes, self.v.codes, first, places.width, cache)
 
 
-def _cached_sequences(problem: AttentionProblem, inputs: AttentionInputs) -> list[CachedSequence]:
-    """Where the keys of each batch entry lie, see :class:`_Store`."""
-    ends = [problem.seqlen_k] * problem.batch
-    starts = [0] * problem.batch
-    if inputs.cu_seqlens_k is not None:
-        starts = _integers(inputs.cu_seqlens_k)
-        ends = [end - start for start, end in pairwise(starts)]
+def key_bounds(problem: AttentionProblem, inputs: AttentionInputs) -> tuple[list[int], list[int]]:
+    """The first key of each entry that is no padding, and the one behind its last, in its row."""
+    firsts, ends = [0] * problem.batch, [problem.seqlen_k] * problem.batch
+    if inputs.leftpad_k is not None:
+        firsts = _integers(inputs.leftpad_k)
     if inputs.seqused_k is not None:
         ends = _integers(inputs.seqused_k)
-    firsts = [0] * problem.batch if inputs.leftpad_k is None else _integers(inputs.leftpad_k)
+    return firsts, ends
+
+
+def _cached_sequences(problem: AttentionProblem, inputs: AttentionInputs) -> list[CachedSequence]:
+    """Where the keys of each batch entry lie, see :class:`_Store`."""
+    starts = [0] * problem.batch
+    firsts, ends = key_bounds(problem, inputs)
+    if inputs.cu_seqlens_k is not None:
+        starts = _integers(inputs.cu_seqlens_k)
+        if inputs.seqused_k is None:
+            ends = [end - start for start, end in pairwise(starts)]
     if inputs.block_table is not None:
         tables = cast("list[list[int]]", inputs.block_table.tolist())
     elif problem.layout == "dense":

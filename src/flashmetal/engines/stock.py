@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from ..request import AttentionInputs
 from ..settled import once
 from . import panels, portable, stock_cuda
 from .key_value import CachedKeys
-from .sequences import compute_dtype, fits_together, new_outputs, sequences
+from .sequences import compute_dtype, fits_together, key_bounds, new_outputs, sequences
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Up to so many query rows, and from so many elements of k, the time goes into reading k and v.
@@ -209,11 +209,7 @@ class _Padding(NamedTuple):
     @classmethod
     def of(cls, problem: AttentionProblem, inputs: AttentionInputs) -> _Padding | None:
         """None where a sequence has no key, or padding prevails."""
-        firsts, ends = [0] * problem.batch, [problem.seqlen_k] * problem.batch
-        if inputs.leftpad_k is not None:
-            firsts = cast("list[int]", inputs.leftpad_k.tolist())
-        if inputs.seqused_k is not None:
-            ends = cast("list[int]", inputs.seqused_k.tolist())
+        firsts, ends = key_bounds(problem, inputs)
         first, end = min(firsts), max(ends)
         counts = list(map(operator.sub, ends, firsts))
         if min(counts) < 1 or not fits_together(problem.batch, end - first, sum(counts)):
