@@ -1,4 +1,7 @@
-"""Hypothesis for both test trees: the same examples every time, many more in the long run."""
+"""Hypothesis for both test trees: the same examples every time, in the long run ten times as many.
+
+Tests that take more or fewer than usual say so in parts of ``settings().max_examples``.
+"""
 
 from hypothesis import settings
 

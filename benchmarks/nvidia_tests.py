@@ -34,6 +34,7 @@ SUITES = {
     "portable and stock engines on CUDA tensors": Suite(
         ("tests/engines", "-k", "test_portable or stock_cuda or hides"), ON_CUDA
     ),
+    "what is kept with lengths": Suite(("tests/host/test_settled.py",)),
     "Metal kernels on the GPU": Suite(("tests/kernels/test_cuda.py",)),
     "metalsim's CUDA engine": Suite(("metalsim/tests/cuda",)),
 }

@@ -43,7 +43,7 @@ def settle(*lengths: Tensor) -> None:
     A write that torch counts makes them common tensors again. It counts none to tensors that were
     made in inference mode.
     """
-    if torch.compiler.is_compiling() or _common(lengths) is not None:
+    if torch.compiler.is_compiling() or _is_recorded() or _common(lengths) is not None:
         return
     kept = _Kept()
     for x in lengths:
@@ -54,13 +54,15 @@ def once(lengths: tuple[Tensor | None, ...], name: Hashable, make: Callable[[], 
     """What ``make`` makes of the ``lengths`` that are given; once, if they were settled together.
 
     ``name`` holds all else that it depends on. A tensor that it makes, or a tuple of them, is
-    settled with them. None counts as not given.
+    settled with them. None counts as not given. Each CUDA stream has its own: what another was
+    told to make may not be there yet, or be gone with its last user there.
     """
-    found = _common(lengths) if is_plain() else None
+    found = _common(lengths) if is_plain() and not _is_recorded() else None
     if found is None:
         return make()
     kept, numbers = found
-    name = name, numbers, torch.is_inference_mode_enabled()
+    stream = torch.cuda.current_stream().cuda_stream if torch.cuda.is_initialized() else 0
+    name = name, numbers, torch.is_inference_mode_enabled(), stream
     if name not in kept.made:
         made = kept.made[name] = make()
         parts = cast("tuple[object, ...]", made if isinstance(made, tuple) else (made,))
@@ -94,6 +96,11 @@ def _common(lengths: tuple[Tensor | None, ...]) -> tuple[_Kept, tuple[int | None
         kept = own
         numbers.append(mark.number)
     return None if kept is None else (kept, tuple(numbers))
+
+
+def _is_recorded() -> bool:
+    """Whether a CUDA graph takes the work down instead of doing it: results hold nothing yet."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _version(x: Tensor) -> int:

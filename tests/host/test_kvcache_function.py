@@ -156,7 +156,7 @@ def test_it_appends_and_attends(case: str, new: int) -> None:
     check(make_call(LENGTHS, new, **CALLS[case]))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=settings().max_examples * 3 // 5)
 @given(
     lengths=st.lists(st.integers(0, 34), min_size=1, max_size=4).map(tuple),
     new=st.integers(0, 6),
@@ -172,6 +172,11 @@ def test_any_call(causal: bool, window: tuple[int, int], interleaved: bool, **sh
     if shape["page_size"] == 64:
         shape["page_size"] = CAPACITY
     check(make_call(**shape, causal=causal, window_size=window, rotary_interleaved=interleaved))
+
+
+def test_a_budget_does_not_rest_on_few_roundings() -> None:
+    """Eager's 384 results err by a quarter of what another order of summation may."""
+    check(make_call((3, 11), 3, rows=3, window_size=(-1, 2), rotary_interleaved=False))
 
 
 def test_an_int_counts_for_every_sequence() -> None:

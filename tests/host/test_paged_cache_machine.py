@@ -211,9 +211,6 @@ def run(examples: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,
-            deadline=None,
-            derandomize=True,
-            database=None,
             phases=phases,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
@@ -222,7 +219,7 @@ def run(examples: int, phases: Sequence[Phase] = tuple(Phase)) -> None:
 
 
 def test_any_history_keeps_the_keys_of_every_sequence() -> None:
-    run(examples=240)
+    run(examples=settings().max_examples * 12 // 5)
     assert taken["steps"] >= 10_000
     # 70 alone, over 100 in the whole suite: hypothesis draws the constants of imported modules too.
     assert taken["full"] >= 30

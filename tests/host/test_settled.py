@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from flashmetal.problem import AttentionProblem
 from flashmetal.request import AttentionInputs, Request
 from flashmetal.settled import once, settle
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 SHAPE = CacheShape(layers=3, pages=12, page_size=4, heads=2, head_dim=8, head_dim_v=8)
 
 
@@ -96,6 +97,66 @@ def test_modes_keep_apart() -> None:
     functional(torch.ones(2))
     assert doubled(lengths).tolist() == [6, 8]
     assert doubled.calls == 4
+
+
+class Stream(NamedTuple):
+    cuda_stream: int
+
+
+def test_streams_keep_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubled, lengths = Doubled(), torch.tensor([3, 4])
+    settle(lengths)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for stream in (0, 7, 0, 7):
+        monkeypatch.setattr(torch.cuda, "current_stream", partial(Stream, stream))
+        doubled(lengths)
+    assert doubled.calls == 2
+
+
+def test_a_captured_graph_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubled, lengths = Doubled(), torch.tensor([3, 4])
+    settle(lengths)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", partial(Stream, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    made = doubled(lengths)
+    settle(made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for given, calls in ((lengths, 1), (made, 2)):
+        before = doubled.calls
+        doubled(given)
+        doubled(given)
+        assert doubled.calls == before + calls
+
+
+@needs_cuda
+def test_two_streams() -> None:
+    doubled, lengths = Doubled(), torch.tensor([3, 4], device="cuda")
+    settle(lengths)
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    for stream in streams * 2:
+        stream.wait_stream(torch.cuda.default_stream())
+        with torch.cuda.stream(stream):
+            assert doubled(lengths).tolist() == [6, 8]
+    assert doubled.calls == 2
+
+
+@needs_cuda
+def test_a_cuda_graph() -> None:
+    """What is made in a capture holds nothing before a replay, and something else after each."""
+    doubled, lengths = Doubled(), torch.tensor([3, 4], device="cuda")
+    settle(lengths)
+    graph, tripled = torch.cuda.CUDAGraph(), torch.zeros_like(lengths)
+    with torch.cuda.graph(graph):
+        doubled(lengths)
+        torch.mul(lengths, 3, out=tripled)
+        settle(tripled)
+    assert doubled(lengths).tolist() == [6, 8]
+    for more in range(2):
+        graph.replay()
+        assert doubled(tripled).tolist() == [18 + 6 * more, 24 + 6 * more]
+        lengths += 1
 
 
 def test_copies_are_common() -> None:

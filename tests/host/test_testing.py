@@ -115,6 +115,16 @@ def test_lse_in_log2_is_noticed() -> None:
         assert_matches_reference(o, lse * math.log2(math.e), problem, inputs)
 
 
+def test_a_rounding_of_its_sum_is_allowed_in_lse() -> None:
+    """Of a single key with score 0, where eager makes no error at all."""
+    problem, inputs = make_inputs(seqlen_q=1, seqlen_k=1, head_dim=4)
+    inputs.q.zero_()
+    o, lse = attention_reference(problem, inputs)
+    assert_matches_reference(o, lse + 2**-23, problem, inputs)
+    with pytest.raises(AssertionError, match="lse is wrong"):
+        assert_matches_reference(o, lse + 2**-21, problem, inputs)
+
+
 def test_wrong_forms_are_noticed() -> None:
     o, lse, problem, inputs = results()
     strided = o.transpose(1, 2).contiguous().transpose(1, 2)

@@ -104,25 +104,12 @@ def problems(draw: st.DrawFn) -> dict[str, object]:
     return fields
 
 
-def check_combination(fields: dict[str, object], gpu: str, kernel: str) -> None:
+UNHURRIED = settings(suppress_health_check=list(HealthCheck))
+
+
+@given(problems(), st.sampled_from(TILE_GPUS), st.sampled_from(["simdgroup", "scalar"]))
+@settings(UNHURRIED, max_examples=settings().max_examples // 4)
+def test_any_combination(fields: dict[str, object], gpu: str, kernel: str) -> None:
     problem, inputs = make_inputs(**fields)
     o, lse = simulated_forward(problem, inputs, gpu=gpu, kernel=kernel)
     assert_matches_reference(o, lse, problem, inputs)
-
-
-KERNELS = ["simdgroup", "scalar"]
-ANY_COMBINATION = given(problems(), st.sampled_from(TILE_GPUS), st.sampled_from(KERNELS))
-UNHURRIED = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-
-
-@ANY_COMBINATION
-@settings(UNHURRIED, max_examples=25)
-def test_any_combination(fields: dict[str, object], gpu: str, kernel: str) -> None:
-    check_combination(fields, gpu, kernel)
-
-
-@pytest.mark.long
-@ANY_COMBINATION
-@settings(UNHURRIED, max_examples=400)
-def test_many_combinations(fields: dict[str, object], gpu: str, kernel: str) -> None:
-    check_combination(fields, gpu, kernel)

@@ -111,7 +111,7 @@ def launch(program: list[Step], seed: int) -> set[tuple[str, frozenset[str]]]:
 
 
 @example(program=[Step({0: (7, 0), 1: (5, 0)}, 0, 1), Step({0: (5, 0)}, 0, 1)], seed=0)
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4 * settings().max_examples, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(steps(), max_size=6), st.integers(0, 3))
 def test_races_are_found_exactly(program: list[Step], seed: int) -> None:
     """No race is invented, and where there are some, some are found: two places suffice for one
