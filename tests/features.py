@@ -53,6 +53,15 @@ FEATURES: dict[str, dict[str, Any]] = {
     "bias": {"batch": 2, "bias": True},
     "bias by head": {"batch": 2, "bias": (True, False, True)},
     "bias by row": {"batch": 2, "bias": (False, True, False), "bias_dtype": torch.float32},
+    "left padding": {"batch": 2, "leftpad_k": (0, 9), "seqused_k": (70, 41), "window_left": 30},
+    "left padding, everything": {
+        "batch": 2,
+        "leftpad_k": (3, 21),
+        "window_right": 5,
+        "softcap": 2.0,
+        "alibi": "batch_head",
+        "bias": True,
+    },
     "value dimension": {"head_dim": 24, "head_dim_v": 40},
     "odd dimension": {"head_dim": 1, "head_dim_v": 3},
     "everything": {
@@ -77,7 +86,6 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
 }
 CACHES: dict[str, dict[str, Any]] = {
-    "left padding": {"batch": 2, "leftpad_k": (0, 9), "seqused_k": (70, 41), "window_left": 30},
     "pages": {"page_size": 16, "window_right": 0},
     "pages of one key": {"page_size": 1, "batch": 2},
     "pages, batch": {"page_size": 8, "batch": 3, "seqused_k": (70, 0, 33), "sinks": True},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 import metalsim
 from flashmetal.cache import ops as cache_ops
 from flashmetal.cache.append import AppendInputs, AppendRequest, CacheAppend
+from flashmetal.cache.formats import dequantise
 from flashmetal.cache.testing_append import copied, make_append
 from flashmetal.engines import append as portable
 from flashmetal.engines import metal
@@ -38,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "packed": {**PACKED, "rotary_dim": 64, "page_size": 8, "k_format": "int8"},
     "odd dimensions": {"head_dim": 33, "head_dim_v": 7, "rotary_dim": 6},
     "strided": {"strided": True, "rotary_dim": 64},
+    "strided codes": {"strided": True, "k_format": "int4", "v_format": "fp8", "page_size": 8},
 }
 
 
@@ -66,6 +69,24 @@ def test_zeros_have_scale_zero() -> None:
     assert torch.all(inputs.k_scale[0, :4] == 0)
     assert torch.all(inputs.k_cache[0, :4] == 0x88)
     assert torch.all(inputs.v_cache[0, :4].float() == 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("cache_format", ["int8", "fp8", "int4"])
+def test_what_is_not_finite_stays_so(cache_format: str, bad: float) -> None:
+    formats = {"k_format": cache_format, "v_format": cache_format}
+    problem, inputs = make_append(dtype=torch.float16, head_dim=96, **formats)
+    inputs.k_new[0, 0, 0, 50] = bad
+    inputs.v_new[1, 1] = bad
+    expected, found = copied(inputs), copied(inputs)
+    portable.append(problem, expected)
+    with metal_runtime(runtime()):
+        append(problem, found)
+    for x, y in zip(written(found, None), written(expected, None), strict=True):
+        assert torch.equal(x.float().nan_to_num(0.5), y.float().nan_to_num(0.5))
+    assert found.k_scale is not None
+    k = dequantise(found.k_cache[0, 0, 0], found.k_scale[0, 0, 0], torch.float32)
+    assert k.isnan().sum() == (32 if cache_format == "int4" else 96)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -70,6 +70,17 @@ def test_any_combination(fields: dict[str, object], gpu: str, through_lse: bool)
     check(dict(fields), gpu, through_lse)
 
 
+def test_results_of_the_forward_may_lie_anyhow() -> None:
+    """flash_attn takes an out with any strides."""
+    problem, inputs = make_inputs(**{**SHAPE, "batch": 2})
+    with metal_runtime(runtime()):
+        o, lse = metal.forward(problem, inputs)
+        others = (x.mT.contiguous().mT for x in (o, lse))
+        rows = QueryRows(*others, torch.ones_like(o))
+        found = metal.backward(problem, inputs, rows, differentiable(inputs))
+    assert_gradients_match_reference(found, problem, inputs, torch.ones_like(o), None)
+
+
 def test_two_runs_give_equal_bits() -> None:
     problem, inputs = make_inputs(**{**SHAPE, **TRAINING["everything, packed"]})
     with metal_runtime(runtime()):

@@ -10,10 +10,13 @@ from unittest.mock import MagicMock, patch
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import metalsim
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, launch, metal_runtime
+from flashmetal.engines.metal.backward import _launches as backward_launches
 from flashmetal.engines.metal.decode import _launches as decode_launches
 from flashmetal.engines.metal.forward import _launch as forward_launch
 from flashmetal.engines.metal.launch import Addresses
@@ -93,6 +96,57 @@ def test_every_threadgroup_is_in_one_part_of_a_cut_launch() -> None:
             ]
             assert sorted(places) == sorted(product(*map(range, groups)))
             assert len(parts) == 1 or most < math.prod(groups)
+
+
+@settings(max_examples=3 * settings().max_examples)
+@given(
+    lengths=st.lists(st.integers(0, 700), min_size=1, max_size=12),
+    heads=st.integers(1, 5),
+    most=st.integers(1, 90),
+    longer=st.integers(0, 40),
+)
+def test_parts_of_a_packed_batch_hold_to_the_bound(
+    lengths: list[int], heads: int, most: int, longer: int
+) -> None:
+    owned = 32
+    blocks = [-(-length // owned) for length in lengths]
+    groups = max(*blocks, 1) + longer, heads, len(lengths)
+    parts = list(launch._packed_parts(groups, most, sum(lengths) // owned))
+    places = [
+        tuple(f + i for f, i in zip(first, inside, strict=True))
+        for first, count in parts
+        for inside in product(*map(range, count))
+    ]
+    assert sorted(places) == sorted(product(*map(range, groups)))
+    for first, count in parts:
+        sequences = blocks[first[2] : first[2] + count[2]]
+        found = [min(max(n - first[0], 0), count[0]) for n in sequences]
+        assert sum(found) * count[1] <= max(most, 1)
+
+
+PACKED = {
+    "one long of 256": ([8] * 255 + [32768], 32768, 130),
+    "one long of 64": ([100] * 63 + [8192], 8192, 5),
+    "short ones, said to be long": ([512] * 64, 131_072, 100),
+}
+
+
+@pytest.mark.parametrize("call", PACKED)
+def test_a_ragged_batch_takes_few_launches(call: str) -> None:
+    lengths, longest, launches = PACKED[call]
+    problem = make_inputs(head_dim=128, dtype=torch.float16, lengths_q=[1], lengths_k=[1])[0]
+    problem = problem._replace(
+        batch=len(lengths), seqlen_q=longest, seqlen_k=longest, heads_q=32, heads_k=8
+    )
+    strides, rows = (1, 1, 1), sum(lengths)
+    geometry = Geometry(strides, strides, strides, None, rows, grad_o=strides, rows_k=rows)
+    runtime = Runtime(lambda source: MagicMock(), "cpu", Gpu.named("M1"))
+    made = forward_launch(problem, geometry, Addresses(0, 0, 0), "simdgroup", runtime, ())
+    assert len(made.parts) <= launches
+    both = backward_launches(
+        problem, geometry, 0, (False, False), ("q", "k"), runtime, "simdgroup", ()
+    )
+    assert all(len(each.parts) <= 5 * launches for each in both)
 
 
 @pytest.mark.parametrize("kernel", ["simdgroup", "scalar", "decode"])

@@ -20,9 +20,10 @@ from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, SetAside, Trust, metal_runtime
 from flashmetal.engines.metal.launch import Addresses, loads_of
 from flashmetal.engines.metal.params import Geometry
-from flashmetal.engines.metal.proof import small_call
-from flashmetal.engines.metal.variant import Variant, render
+from flashmetal.engines.metal.proof import small_call, without_spare
+from flashmetal.engines.metal.variant import Loads, Variant, render
 from flashmetal.problem import AttentionProblem
+from flashmetal.reference import attention_reference
 from flashmetal.request import AttentionInputs
 from flashmetal.testing import assert_matches_reference, make_inputs
 
@@ -222,6 +223,71 @@ def test_the_small_problem_has_the_variant_of_the_call(call: str, kernel: str) -
     loads = loads_of(problem, geometry, Addresses(*(x.data_ptr() % 16 for x in inputs[:3])))
     small, small_inputs = small_call(problem, loads, group)
     assert rendered(small, small_inputs, kernel) == rendered(problem, inputs, kernel)
+
+
+@pytest.mark.parametrize("cache_format", ["int8", "fp8", "int4"])
+@pytest.mark.parametrize("shift", [2, 4, 8])
+def test_codes_of_the_small_problem_lie_like_those_of_the_call(
+    cache_format: str, shift: int
+) -> None:
+    problem, inputs = make_inputs(
+        **{**SHAPE, "head_dim": 64, "k_format": cache_format}, dtype=torch.bfloat16
+    )
+    codes = inputs.k.view(torch.uint8)
+    moved = codes.new_empty(codes.numel() + shift)[shift:].view(codes.shape).copy_(codes)
+    inputs = inputs._replace(k=moved.view(inputs.k.dtype))
+    geometry = Geometry(*(x.stride() for x in inputs[:3]), None, 0)
+    loads = loads_of(problem, geometry, Addresses(*(x.data_ptr() % 16 for x in inputs[:3])))
+    small, small_inputs = small_call(problem, loads)
+    ours, theirs = (
+        rendered(*call, "simdgroup") for call in ((small, small_inputs), (problem, inputs))
+    )
+    assert ours == theirs
+
+
+def test_gradients_prove_themselves_below_autograd() -> None:
+    """There the reference would record nothing, and expect no gradients."""
+    q, k, v = (torch.randn(1, 40, 2, 32, requires_grad=True) for _ in range(3))
+    exact = flashmetal.flash_attn_func(q, k, v, impl="reference").sum()
+    expected = torch.autograd.grad(exact, (q, k, v))
+    with warnings.catch_warnings(), metal_runtime(faulty_runtime(None, "no such mark")):
+        warnings.simplefilter("error")
+        o = flashmetal.flash_attn_func(q, k, v, impl="metal")
+        found = torch.autograd.grad(o.sum(), (q, k, v))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_proof_is_free_of_what_the_caller_told_torch() -> None:
+    q, k, v = (torch.randn(1, 40, 2, 32) for _ in range(3))
+    expected = flashmetal.flash_attn_func(q, k, v, impl="reference")
+    with warnings.catch_warnings(), metal_runtime(faulty_runtime(None, "no such mark")):
+        warnings.simplefilter("error")
+        with torch.device("meta"):
+            o = flashmetal.flash_attn_func(q, k, v, impl="metal")
+    torch.testing.assert_close(o, expected)
+
+
+def test_a_verdict_does_not_depend_on_numbers_that_the_source_does_not_know() -> None:
+    numbers = ({"scale": 0.1}, {"softcap": 2.0}, {"dropout_p": 0.1})
+    others = ({"scale": 1e38}, {"softcap": 1e-30}, {"dropout_p": 0.999})
+    for pair in zip(numbers, others, strict=True):
+        calls = (make_inputs(**SHAPE, **each)[0] for each in pair)
+        one, other = (small_call(call, Loads(1, 1, 1))[0] for call in calls)
+        assert one == other
+
+
+def test_the_oracle_of_a_long_page_is_short() -> None:
+    problem, _ = make_inputs(
+        **{**SHAPE, "page_size": 5000, "bias": True, "alibi": True, "seqused_k": (41,)},
+        k_format="int8",
+    )
+    small, given = small_call(problem, Loads(8, 8, 8))
+    short, kept = without_spare(small, given)
+    assert short.seqlen_k == short.page_size == kept.k.shape[1] < 100
+    whole = attention_reference(small, given, torch.float64)
+    for x, y in zip(attention_reference(short, kept, torch.float64), whole, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
 def rendered(problem: AttentionProblem, inputs: AttentionInputs, kernel: str) -> list[str]:

@@ -26,7 +26,8 @@ def quantise(x: Tensor, cache_format: str) -> tuple[Tensor, Tensor | None]:
     """Store x (..., H, D) in a format: (codes, scale), the scale None for "dense".
 
     The scale takes the largest magnitude of a row (of a group of 32 for int4) to the largest
-    code; a row of zeros has scale 0. Quotients are float32 and round half to even.
+    code; a row of zeros has scale 0. Quotients are float32 and round half to even. A row (a group)
+    with an element that is not finite has no finite scale and codes 0: all of it reads as NaN.
 
     Raises ValueError for a format that is none of :data:`FORMATS`, or a D that is no multiple of 32
     with int4.
@@ -38,7 +39,8 @@ def quantise(x: Tensor, cache_format: str) -> tuple[Tensor, Tensor | None]:
     if cache_format == "int4":
         rows = _groups(rows)
     scale = rows.abs().amax(-1) / _LARGEST[cache_format]
-    codes = torch.where(scale[..., None] > 0, rows / scale[..., None], 0.0)
+    usable = (scale > 0) & (scale < torch.inf)
+    codes = torch.where(usable[..., None], rows / scale[..., None], 0.0)
     if cache_format == "fp8":
         return codes.clamp(-448.0, 448.0).to(torch.float8_e4m3fn), scale
     codes = codes.round()

@@ -49,6 +49,13 @@ def make_append(
     stored = (batch * pages + 1, page_size) if page_size else (batch, _CAPACITY)
     k_cache, k_scale = quantise(normal(*stored, _HEADS_K, head_dim), k_format)
     v_cache, v_scale = quantise(normal(*stored, _HEADS_K, head_dim_v), v_format)
+    if strided:  # heads inside elements
+        k_cache, v_cache, k_scale, v_scale = (
+            None if x is None else x.transpose(-1, -2).contiguous().transpose(-1, -2)
+            for x in (k_cache, v_cache, k_scale, v_scale)
+        )
+        assert k_cache is not None
+        assert v_cache is not None
     order = torch.randperm(batch * pages + 1, generator=generator)
     angles = normal(20, rotary_dim // 2).float() if rotary_dim else None
     starts = torch.tensor([0, 1, 1, 4], dtype=torch.int32)

@@ -26,8 +26,13 @@ _INTEGERS = (
     "capacity",  # keys a sequence can hold
     *(
         f"{tensor}_stride_{dimension}"
-        for tensor in ("q", "k_new", "v_new", "k", "v", "k_scale", "v_scale")
+        for tensor in ("q", "k_new", "v_new")
         for dimension in ("batch", "row", "head")
+    ),
+    *(
+        f"{tensor}_stride_{dimension}"
+        for tensor in ("k", "v", "k_scale", "v_scale")
+        for dimension in ("batch", "row", "head", "element")
     ),
     "cos_stride",
     "sin_stride",
@@ -166,7 +171,8 @@ def _launch(
         *(
             stride
             for name in ("k_cache", "v_cache", "k_scale", "v_scale")
-            for stride in _row_strides(given[name], False)
+            # An int8 or fp8 scale has no dimension after the heads.
+            for stride in (*(given[name] or ()), 0, 0, 0, 0)[:4]
         ),
         *((given[name] or (0,))[0] for name in ("cos", "sin")),
     )

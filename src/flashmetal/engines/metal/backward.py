@@ -14,7 +14,7 @@ from ...request import AttentionInputs
 from ...testing import assert_gradients_match_reference, differentiable, make_output_gradients
 from .cooperative import layout_of
 from .forward import refuse
-from .launch import WIDEST_LOAD, Addresses, Launch, loads_of, work_of
+from .launch import WIDEST_LOAD, Addresses, Launch, loads_of, packed_blocks, work_of
 from .params import Geometry, pack_backward_integers, pack_scalars
 from .proof import small_call
 from .runtime import Runtime, runtime_for
@@ -55,6 +55,7 @@ def backward(
     Memory beside the results is one float32 a query row and head.
     """
     o, lse, grad_o, grad_lse = rows
+    o, lse = o.contiguous(), lse.contiguous()
     grad_o = grad_o if grad_o.stride(-1) == 1 else grad_o.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     tensors = {name: getattr(inputs, name) for name in wanted}
@@ -119,6 +120,7 @@ def _launch_all(
         None if bias is None else bias.stride(),
         q.shape[-3],
         grad_results[0].stride(),
+        rows_k=k.shape[-3],
     )
     addresses = (addresses | grad_results[0].data_ptr()) % WIDEST_LOAD
     extras = grad_results[1] is not None, sums[1] is not None
@@ -148,6 +150,11 @@ def _launches(
     scalars = pack_backward_integers(problem, geometry), pack_scalars(problem)
     sequences = problem.batch if problem.layout == "dense" else 1
     rows = -(-geometry.rows_q // _DELTA_SIMDGROUPS)
+    # A packed call may say longer sequences than there are.
+    bounded = problem._replace(
+        seqlen_q=min(problem.seqlen_q, geometry.rows_q),
+        seqlen_k=min(problem.seqlen_k, geometry.rows_k),
+    )
     delta = variant_of(problem, "attention_backward_delta", None, loads)
     delta = delta._replace(has_grad_lse=extras[0])
     variants = {"delta": delta}
@@ -159,11 +166,17 @@ def _launches(
     runtime.require(tuple(variants.values()), prove, _launches.cache_clear)
     launches: list[Launch] = []
     for name, variant in variants.items():
-        groups, threads, work = (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS, 0
+        groups, threads = (rows, problem.heads_q, sequences), 32 * _DELTA_SIMDGROUPS
+        work, blocks = 0, None
         if variant.tile is not None:
-            groups, threads = _groups(problem, name, variant.tile), variant.tile.threads
-            work = _work(problem, name, variant.tile)
-        launches.append(Launch.of(runtime, variant, scalars, groups, threads, work=work))
+            found = problem if name == "bias" else bounded  # a bias has all of its gradient
+            groups, threads = _groups(found, name, variant.tile), variant.tile.threads
+            work = _work(found, name, variant.tile)
+            if name != "bias":
+                owned = geometry.rows_q if name == "q" else geometry.rows_k
+                blocks = packed_blocks(problem, owned, variant.tile.owned)
+        launch = Launch.of(runtime, variant, scalars, groups, threads, work=work, blocks=blocks)
+        launches.append(launch)
     return tuple(launches)
 
 

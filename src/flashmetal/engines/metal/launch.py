@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -54,15 +56,18 @@ class Launch(NamedTuple):
         group: int,
         known: tuple[str, ...] = OPERANDS,
         work: int = 0,
+        blocks: int | None = None,
     ) -> Launch:
         """``groups`` threadgroups of ``group`` threads, given operands named as in ``known``.
 
         ``work`` is the multiply-adds of one of them, by which launches are cut; a kernel whose
-        work is 0 is not cut.
+        work is 0 is not cut. ``blocks`` are the whole blocks of rows that all sequences of a packed
+        batch have together, if x counts blocks and z sequences: most threadgroups may find none.
         """
-        most = WORK_PER_CORE * runtime.gpu.cores // work if work else math.prod(groups)
+        most = max(WORK_PER_CORE * runtime.gpu.cores // work if work else math.prod(groups), 1)
+        cut = _parts(groups, most) if blocks is None else _packed_parts(groups, most, blocks)
         parts: list[tuple[Constants, tuple[int, int, int]]] = []
-        for first, (x, y, z) in _parts(groups, max(most, 1)):
+        for first, (x, y, z) in cut:
             integers = list(constants[0])
             if any(first):
                 at = INTEGERS.index("first_x")
@@ -81,9 +86,15 @@ class Launch(NamedTuple):
             self.function(*tensors, *constants, threads=threads, group_size=self.group_size)
 
 
-def _parts(
-    groups: tuple[int, int, int], most: int
-) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:
+def packed_blocks(problem: AttentionProblem, rows: int, owned: int) -> int | None:
+    """Whole blocks of ``owned`` among the packed rows of all sequences; None of a dense batch."""
+    return rows // owned if problem.layout == "varlen" else None
+
+
+_Part = tuple[tuple[int, int, int], tuple[int, int, int]]
+
+
+def _parts(groups: tuple[int, int, int], most: int) -> Iterator[_Part]:
     """(first, count) of parts of at most ``most`` threadgroups: cut in x, then z, then y."""
     steps = list(groups)
     for axis in (0, 2, 1):
@@ -93,6 +104,29 @@ def _parts(
     for x, y, z in product(*ranges):
         left = groups[0] - x, groups[1] - y, groups[2] - z
         yield (x, y, z), (min(steps[0], left[0]), min(steps[1], left[1]), min(steps[2], left[2]))
+
+
+def _packed_parts(groups: tuple[int, int, int], most: int, blocks: int) -> Iterator[_Part]:
+    """Parts in which at most ``most`` threadgroups find a block, however long each sequence is."""
+    last, heads, sequences = groups[0], groups[1], groups[2]
+    step = max(1, min(heads, most // max(_most_found(0, last, sequences, blocks), 1)))
+    x = 0
+    while x < last:
+        found = partial(_most_found, x, sequences=sequences, blocks=blocks)
+        width = max(bisect_right(range(1, last - x + 1), most // step, key=found), 1)
+        together = sequences if step * found(width) <= most else max(1, most // step)
+        for y, z in product(range(0, heads, step), range(0, sequences, together)):
+            yield (x, y, z), (width, min(step, heads - y), min(together, sequences - z))
+        x += width
+
+
+def _most_found(x: int, width: int, sequences: int, blocks: int) -> int:
+    """How many blocks x .. x + width - 1 there can be, of one head.
+
+    A sequence that reaches block x and has n of them has x + n - 1 whole blocks before its last.
+    """
+    found = blocks + sequences if x == 0 else blocks * width // (width + x - 1)
+    return min(found, sequences * width)
 
 
 def work_of(problem: AttentionProblem, owned: int, streamed: int, products: float) -> int:

@@ -96,6 +96,7 @@ class Geometry(NamedTuple):
     k_scale: tuple[int, ...] | None = None
     v_scale: tuple[int, ...] | None = None
     pages: int = 0  # columns of the block table
+    rows_k: int = 0  # of a packed batch; Sk of a dense one, and nothing of pages
 
 
 def pack_integers(

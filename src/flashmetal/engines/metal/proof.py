@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...problem import AttentionProblem
@@ -12,6 +13,8 @@ from ...testing import make_inputs
 from .variant import Loads
 
 _ROWS, _KEYS = 150, 90  # more than the blocks of any tile, and no multiple of them
+# Numbers that the source does not know, like the scale: a verdict is on calls with others too.
+_SOFTCAP, _DROPOUT_P = 5.0, 0.3
 
 
 def small_call(
@@ -33,11 +36,10 @@ def small_call(
         "head_dim": problem.head_dim,
         "head_dim_v": problem.head_dim_v,
         "dtype": problem.dtype,
-        "scale": problem.scale,
         # A bound must hide something here as it does there.
         "window_left": min(problem.window_left, max(keys - 2, 0)),
         "window_right": min(problem.window_right, max(rows - 2, 0)),
-        "softcap": problem.softcap,
+        "softcap": _SOFTCAP if problem.softcap else 0.0,
         "bias": problem.bias or False,
         "bias_dtype": problem.bias_dtype,
         "alibi": problem.alibi or False,
@@ -45,7 +47,7 @@ def small_call(
         "page_size": problem.page_size,
         "k_format": problem.k_format,
         "v_format": problem.v_format,
-        "dropout_p": problem.dropout_p,
+        "dropout_p": _DROPOUT_P if problem.dropout_p else 0.0,
     }
     if problem.layout == "varlen":
         fields |= {
@@ -63,11 +65,31 @@ def small_call(
     return small, _placed(inputs, loads, problem.device)
 
 
+def without_spare(
+    problem: AttentionProblem, inputs: AttentionInputs
+) -> tuple[AttentionProblem, AttentionInputs]:
+    """A small call in pages without the rows of a long page that no sequence reaches.
+
+    A cache that is indexed by sequence is one page each: an oracle would pad all keys to that.
+    """
+    if problem.page_size <= _KEYS:
+        return problem, inputs
+    keys = {
+        name: x[:, :_KEYS]
+        for name in ("k", "v", "k_scale", "v_scale")
+        if (x := getattr(inputs, name)) is not None
+    }
+    bias = None if inputs.bias is None else inputs.bias[..., :_KEYS]
+    problem = problem._replace(page_size=_KEYS, seqlen_k=_KEYS)
+    return problem, inputs._replace(**keys, bias=bias)
+
+
 def _placed(inputs: AttentionInputs, loads: Loads, device: str) -> AttentionInputs:
     """The tensors on the device; q, k and v no better aligned than the loads need."""
     moved = inputs._make(None if x is None else x.to(device) for x in inputs)
     q, k, v = (
-        _offset(x, min(width * inputs.q.element_size(), 16))
+        # Two int4 elements are a byte.
+        _offset(x, min(width * x.element_size() // (1 + (x.dtype == torch.uint8)), 16))
         for x, width in zip(moved[:3], loads, strict=True)
     )
     return moved._replace(q=q, k=k, v=v)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from hashlib import sha256
 from pathlib import Path
 
@@ -56,7 +57,10 @@ class Trust:
     def _prove(self, variants: Sequence[Variant], prove: Callable[[], None]) -> str:
         token = _proving.set(True)
         try:
-            prove()
+            # A thread of its own: what the caller has told torch (an operator under way, which
+            # records no gradients; a default device; autocast) is of no concern here.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(copy_context().run, prove).result()
         except Exception as error:  # whatever a compiler or a driver comes up with
             lines = str(error).strip().splitlines() or [""]
             reason = f"{type(error).__name__}: {lines[0]}"

@@ -26,7 +26,7 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
                                    row_statistics, score,
                                    HAS_DROPOUT ? dropout.weight(drawn, key) : 1.0f, row, key);
         scores.set(i, j, e, pair.weight);
-        grad_scores.set(i, j, e, pair.grad_logit * score.derivative(product));
+        grad_scores.set(i, j, e, pair.grad_product);
       }
     }
 }

@@ -24,7 +24,7 @@ inline void differentiate(thread Scores& scores, thread Scores& grad_scores,
         const Pair pair = Pair::of(product, grad_scores.get(i, j, e), whole || mask.keeps(row, key),
                                    statistics[i], score,
                                    HAS_DROPOUT ? dropout.weight(drawn, key) : 1.0f, row, key);
-        grad_scores.set(i, j, e, pair.grad_logit * score.derivative(product));
+        grad_scores.set(i, j, e, pair.grad_product);
         if (HAS_SLOPE_GRADIENT) distances[i] += pair.grad_logit * score.distance(row, key);
       }
     }

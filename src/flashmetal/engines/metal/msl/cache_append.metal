@@ -31,21 +31,36 @@ inline uchar fp8_code(float x) {
   return sign | uchar((bits >> 20) - (120u << 3));
 }
 
-// Stores one row of DIM values in a format of the cache; `value` gives the lane's elements.
+// The larger magnitude, and the largest of all lanes: NaN if there is one, which max would drop.
+inline float larger(float a, float b) { return isnan(a) || a > b ? a : b; }
+inline float simd_largest(float a) { return simd_any(isnan(a)) ? NAN : simd_max(a); }
+
+// A row of a cache, or the scales of one.
+template <typename Element>
+struct Stored {
+  device Element* first;
+  long stride;
+
+  device Element& operator[](int i) const thread { return first[i * stride]; }
+};
+
+// Stores one row of DIM values in a format of the cache; `values` are the lane's elements.
 template <int FORMAT, int DIM, typename Code>
 inline void store(const thread float* values,  // [(DIM + 31) / 32]
-                  device Code* codes, device float* scales, uint lane) {
+                  Stored<Code> codes, Stored<float> scales, uint lane) {
   constexpr int TURNS = (DIM + 31) / 32;
   float largest = 0.0f;
-  for (int turn = 0; turn < TURNS; ++turn) largest = max(largest, abs(values[turn]));
-  if (FORMAT == INT8 || FORMAT == FP8) largest = simd_max(largest);
+  if (FORMAT == INT8 || FORMAT == FP8) {
+    for (int turn = 0; turn < TURNS; ++turn) largest = larger(abs(values[turn]), largest);
+    largest = simd_largest(largest);
+  }
   constexpr float MOST = FORMAT == INT8 ? 127.0f : FORMAT == FP8 ? 448.0f : 7.0f;
 
   for (int turn = 0; turn < TURNS; ++turn) {
     const int d = turn * 32 + int(lane);
-    if (FORMAT == INT4) largest = simd_max(abs(values[turn]));
+    if (FORMAT == INT4) largest = simd_largest(abs(values[turn]));
     const float scale = largest / MOST;
-    const float code = scale > 0.0f ? values[turn] / scale : 0.0f;
+    const float code = scale > 0.0f && !isinf(scale) ? values[turn] / scale : 0.0f;
     if (FORMAT == INT4) {
       const uint nibble = uint(int(rint(code)) + 8), next = simd_shuffle_xor(nibble, ushort(1));
       if (lane % 2 == 0) codes[d / 2] = Code(nibble | next << 4);
@@ -110,18 +125,20 @@ kernel void cache_append(ATTENTION_BINDINGS, uint3 position [[threadgroup_positi
   float k[(HEAD_DIM + 31) / 32] = {}, v[(HEAD_DIM_V + 31) / 32] = {};
   for (int d = int(lane); d < HEAD_DIM; d += 32) k[d / 32] = rotated(k_new, d, cos_row, sin_row);
   for (int d = int(lane); d < HEAD_DIM_V; d += 32) v[d / 32] = float(v_new[d]);
-  store<K_FORMAT, HEAD_DIM>(k,
-                            operands.k_cache + page * params.k_stride_batch +
-                                place * params.k_stride_row + head * params.k_stride_head,
-                            operands.k_scale + page * params.k_scale_stride_batch +
-                                place * params.k_scale_stride_row +
-                                head * params.k_scale_stride_head,
-                            lane);
-  store<V_FORMAT, HEAD_DIM_V>(v,
-                              operands.v_cache + page * params.v_stride_batch +
-                                  place * params.v_stride_row + head * params.v_stride_head,
-                              operands.v_scale + page * params.v_scale_stride_batch +
-                                  place * params.v_scale_stride_row +
-                                  head * params.v_scale_stride_head,
-                              lane);
+  const Stored<KeyCode> k_codes = {operands.k_cache + page * params.k_stride_batch +
+                                       place * params.k_stride_row + head * params.k_stride_head,
+                                   params.k_stride_element};
+  const Stored<ValueCode> v_codes = {operands.v_cache + page * params.v_stride_batch +
+                                         place * params.v_stride_row + head * params.v_stride_head,
+                                     params.v_stride_element};
+  const Stored<float> k_scales = {operands.k_scale + page * params.k_scale_stride_batch +
+                                      place * params.k_scale_stride_row +
+                                      head * params.k_scale_stride_head,
+                                  params.k_scale_stride_element};
+  const Stored<float> v_scales = {operands.v_scale + page * params.v_scale_stride_batch +
+                                      place * params.v_scale_stride_row +
+                                      head * params.v_scale_stride_head,
+                                  params.v_scale_stride_element};
+  store<K_FORMAT, HEAD_DIM>(k, k_codes, k_scales, lane);
+  store<V_FORMAT, HEAD_DIM_V>(v, v_codes, v_scales, lane);
 }

@@ -20,16 +20,19 @@ struct RowStatistics {
   }
 };
 
-// One pair of a query row and a key: its probability with dropout, which weighs v, and the gradient
-// of its logit (FlashAttention-2, Dao 2023, algorithm 2).
+// One pair of a query row and a key: its probability with dropout, which weighs v, and the
+// gradients of its logit and of its product (FlashAttention-2, Dao 2023, algorithm 2). All are 0 of
+// a pair that is not kept, whatever lies there.
 struct Pair {
   float weight;
   float grad_logit;
+  float grad_product;
 
   static Pair of(float product, float grad_p, bool kept, const thread RowStatistics& statistics,
                  const thread Score& score, float dropout_weight, int row, int key) {
-    const float p =
-        kept ? fast::exp2(score.logit_log2(product, row, key) - statistics.lse_log2) : 0.0f;
-    return {p * dropout_weight, p * (grad_p * dropout_weight - statistics.delta)};
+    if (!kept) return {0.0f, 0.0f, 0.0f};
+    const float p = fast::exp2(score.logit_log2(product, row, key) - statistics.lse_log2);
+    const float grad_logit = p * (grad_p * dropout_weight - statistics.delta);
+    return {p * dropout_weight, grad_logit, grad_logit * score.derivative(product)};
   }
 };

@@ -17,6 +17,7 @@ struct Mask {
   bool keeps(int row, int key) const thread {
     const int distance = key - (row + diagonal);
     bool kept = row < q_length && key < k_length;
+    if (HAS_LEFTPAD_K) kept = kept && key >= k_hidden;
     if (HAS_WINDOW_LEFT) kept = kept && -distance <= window_left;
     if (HAS_WINDOW_RIGHT) kept = kept && distance <= window_right;
     return kept;
@@ -42,6 +43,7 @@ struct Mask {
   // True when no pair of these rows with keys first_key .. last_key needs the test.
   bool keeps_all(int first_row, int last_row, int first_key, int last_key) const thread {
     bool all = last_key < k_length;
+    if (HAS_LEFTPAD_K) all = all && first_key >= k_hidden;
     if (HAS_BIAS) all = all && last_row < q_length;  // a bias has no rows past the end to read
     if (HAS_WINDOW_LEFT) all = all && first_key >= last_row + diagonal - window_left;
     if (HAS_WINDOW_RIGHT) all = all && last_key <= first_row + diagonal + window_right;
