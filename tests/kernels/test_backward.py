@@ -39,7 +39,8 @@ def check(call: dict[str, Any], gpu: str = "M1", through_lse: bool = True) -> No
 SHORT = (
     *("causal, more rows than keys", "no keys but sinks", "varlen, used", "seqused_k", "strided"),
     *("multi-query", "window", "softcap", "alibi by batch", "bias by head", "bias by row"),
-    *("odd dimension", "everything", "everything, packed", "dropout, packed", "dropout, bias"),
+    *("left padding", "left padding, everything", "odd dimension", "everything"),
+    *("everything, packed", "dropout, packed", "dropout, bias"),
 )
 
 

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from flashmetal.testing import assert_matches_reference, make_inputs
+import metalsim
+from flashmetal.engines import metal
+from flashmetal.engines.metal import Gpu, Runtime, metal_runtime
+from flashmetal.gradients import QueryRows
+from flashmetal.testing import (
+    assert_matches_reference,
+    differentiable,
+    make_inputs,
+    make_output_gradients,
+)
 
 from .simulated import bits, simulated_forward
 
@@ -104,3 +113,26 @@ def test_torch_kept_top_left_causal_for_unequal_lengths(kernel: str) -> None:
 def test_torch_2_12_corrupted_unequal_value_head_dims() -> None:
     problem, inputs = make_inputs(**{**SHAPE, "head_dim": 96, "head_dim_v": 64})
     assert_matches_reference(*simulated_forward(problem, inputs), problem, inputs)
+
+
+@pytest.mark.parametrize("kernel", ["simdgroup", "decode"])
+def test_mtlflashattn_and_torch_made_a_kernel_of_every_length(kernel: str) -> None:
+    """And Hugging Face's metal-flash-sdpa a pipeline at every call."""
+    sources: list[str] = []
+    compiled: list[int] = []
+
+    def compile_shader(source: str) -> metalsim.ShaderLibrary:
+        sources.append(source)
+        return metalsim.compile_shader(source)
+
+    rows = 2 if kernel == "decode" else 40
+    with metal_runtime(Runtime(compile_shader, "cpu", Gpu.named("M1", cores=1))):
+        for longer in (0, 0, 1, 7, 100):
+            fields = {**SHAPE, "seqlen_q": rows, "seqlen_k": 56 + longer, "dtype": torch.float16}
+            problem, inputs = make_inputs(**fields, window_right=0)
+            o, lse = metal.forward(problem._replace(num_splits=2), inputs, kernel=kernel)
+            if kernel != "decode":
+                kept = QueryRows(o, lse, *make_output_gradients(o, lse))
+                metal.backward(problem, inputs, kept, differentiable(inputs))
+            compiled.append(len(sources))
+    assert set(compiled) == {2 if kernel == "decode" else 4}

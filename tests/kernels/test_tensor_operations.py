@@ -65,7 +65,10 @@ def test_feature(feature: str, dtype: torch.dtype) -> None:
     check({**SHAPE, **CALLS[feature], "dtype": dtype})
 
 
-TRAINED = ("bias", "alibi by batch", "odd dimension", "dropout, packed", "everything, packed")
+TRAINED = (
+    *("bias", "alibi by batch", "left padding, everything", "odd dimension"),
+    *("dropout, packed", "everything, packed"),
+)
 
 
 @pytest.mark.parametrize(("feature", "dtype"), in_turn(TRAINING, DTYPES, TRAINED))

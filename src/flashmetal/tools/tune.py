@@ -36,8 +36,9 @@ from ..problem import AttentionProblem
 from ..request import AttentionInputs
 from ..testing import make_output_gradients
 
-# Estimated registers a lane, beyond which a kernel of the unit would hardly run well.
-_MOST_REGISTERS = {"simdgroup": 128, "tensor": 160}
+# Estimated registers a lane, beyond which a kernel of the unit would hardly run well. Those of
+# tensor operations let 16 rows by 256 columns of O be tried without a team and its exchange.
+_MOST_REGISTERS = {"simdgroup": 128, "tensor": 168}
 _SPLITS = (256, 512, 1024, 2048, 4096)  # keys a split, of a decode
 _WARM_UPS = 2
 _LEAST_MS = 5.0  # a measurement, of as many calls as it takes
