@@ -13,6 +13,7 @@ from ..ops import attend, is_unwatched
 from ..plan import plan, set_aside
 from ..problem import AttentionProblem
 from ..request import AttentionInputs, Request
+from ..settings import choice
 from ..value_checks import check_lengths
 from .append import AppendInputs, AppendRequest, CacheAppend, check_append_lengths
 
@@ -70,7 +71,7 @@ def _run(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> 
     try:
         q = _engine(problem, request.impl).append(problem, inputs)
     except metal.SetAside as refusal:  # at its first use: nothing is written yet
-        if request.impl == "metal":
+        if choice(request.impl)[0] == "metal":
             raise
         set_aside(problem, "append", refusal.reason)
         _check_values(problem, inputs, request)
@@ -83,6 +84,7 @@ def _run(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> 
 
 def _engine(problem: CacheAppend, impl: str) -> Any:
     """The engine of an append: Metal on Apple GPUs or where it is asked for, else torch's."""
+    impl, _ = choice(impl)
     if impl != "metal" and (impl != "auto" or problem.device != "mps"):
         return portable
     reason = metal.refuse_append(problem)
