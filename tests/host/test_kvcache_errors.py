@@ -80,6 +80,16 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "has 5 positions, and the last new key stands at 5",
     ),
+    "too few positions for the queries": (
+        {
+            "q": randn(2, 3, 4, 8),
+            "rotary_cos": randn(6, 2),
+            "rotary_sin": randn(6, 2),
+            "causal": True,
+        },
+        ValueError,
+        "rotary_cos has 6 positions, and the last query stands at 7",
+    ),
     "rotary wider than a head": (
         {"rotary_cos": randn(9, 6), "rotary_sin": randn(9, 6)},
         ValueError,

@@ -251,8 +251,11 @@ def _check_append_lengths(
         rows = inputs.k_new.shape[0], problem.seqlen_new
         starts = checked_offsets(function, "new", inputs.cu_seqlens_new, *rows)
         new = list(map(operator.sub, starts[1:], starts))
+    queries = [problem.seqlen_q] * problem.batch
     if inputs.cu_seqlens_q is not None and inputs.q is not None:
-        checked_offsets(function, "q", inputs.cu_seqlens_q, inputs.q.shape[0], problem.seqlen_q)
+        rows = inputs.q.shape[0], problem.seqlen_q
+        starts = checked_offsets(function, "q", inputs.cu_seqlens_q, *rows)
+        queries = list(map(operator.sub, starts[1:], starts))
     before = cast("list[int]", lengths.tolist())
     for index, (length, count) in enumerate(zip(before, new, strict=True)):
         if length < 0 or length + count > problem.capacity:
@@ -264,14 +267,30 @@ def _check_append_lengths(
         check_pages(function, inputs.block_table, inputs.k_cache.shape[0])
         _check_written_pages(problem, inputs, function, before, new)
     if inputs.cos is not None:
-        starts = before
-        if inputs.rotary_seqlens is not None:
-            starts = cast("list[int]", inputs.rotary_seqlens.tolist())
-        last = max((s + n for s, n in zip(starts, new, strict=True)), default=0)
-        if last > inputs.cos.shape[0] or min(starts, default=0) < 0:
+        if not problem.rotate_rows:
+            queries = [min(count, 1) for count in queries]
+        _check_angles(
+            inputs, inputs.cos.shape[0], function, before, {"new key": new, "query": queries}
+        )
+
+
+def _check_angles(
+    inputs: AppendInputs,
+    positions: int,
+    function: str,
+    before: list[int],
+    turned: dict[str, list[int]],
+) -> None:
+    """The tables of a rotation reach the last of the rows ``turned``, counts from the start."""
+    starts = before
+    if inputs.rotary_seqlens is not None:
+        starts = cast("list[int]", inputs.rotary_seqlens.tolist())
+    for row, counts in turned.items():
+        last = max(map(operator.add, starts, counts), default=0)
+        if last > positions or min(starts, default=0) < 0:
             raise ValueError(
-                f"{function}: rotary_cos has {inputs.cos.shape[0]} positions, and the last new key "
-                f"stands at {last - 1}"
+                f"{function}: rotary_cos has {positions} positions, and the last {row} stands at "
+                f"{last - 1}"
             )
 
 
