@@ -10,6 +10,7 @@ import torch
 
 import flashmetal
 from flashmetal import CacheFullError, CacheShape, PagedKVCache
+from flashmetal.cache import paged
 from flashmetal.cache.formats import dequantise, quantise
 
 SHAPE = CacheShape(layers=1, pages=4, page_size=4, heads=2, head_dim=8, head_dim_v=8)
@@ -187,6 +188,58 @@ def test_exhaustion_double_release_and_wrong_rows_change_nothing() -> None:
         cache.append(sequence, k[0], v[0])
     assert cache.memory() == state
     assert torch.equal(cache.gather(sequence, 0)[0], k[0])
+
+
+def test_an_append_that_raises_takes_no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PagedKVCache(SHAPE)
+    sequence = cache.allocate()
+    cache.append(sequence, *randn(2, 1, 3, 2, 8))
+    fork = cache.fork(sequence)
+    state, table = cache.memory(), cache.step({fork: 0}).block_table
+    k = randn(1, 7, 2, 8)
+    with pytest.raises(NotImplementedError, match="append: k requires gradients"):
+        cache.append(fork, k.clone().requires_grad_(), k)
+    with pytest.raises(ValueError, match=r"append: k must be \(.*on cpu, got .* on meta"):
+        cache.append(fork, k.to("meta"), k.to("meta"))
+    with pytest.raises(TypeError, match=r"append: v must be a torch.Tensor, got NoneType"):
+        cache.append(fork, k, None)
+    monkeypatch.setattr(paged, "append_to_cache", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.append(fork, k, k)
+    assert cache.memory() == state
+    assert torch.equal(cache.step({fork: 0}).block_table, table)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_step_of_pages_that_moved_is_not_committed() -> None:
+    cache = PagedKVCache(SHAPE)
+    first, second = cache.allocate(4), cache.allocate(4)
+    step = cache.step({second: 2})
+    cache.release(first)
+    assert cache.defragment() == 1
+    with pytest.raises(ValueError, match="sequence 1 has changed since the step was made"):
+        cache.commit(step)
+    assert cache.length(second) == 0
+    cache.commit(cache.step({second: 2}))
+    assert cache.length(second) == 2
+
+
+def test_pages_that_were_allocated_outlive_rejected_tokens(tmp_path: Path) -> None:
+    cache = PagedKVCache(SHAPE)
+    sequence = cache.allocate(12)
+    cache.append(sequence, *randn(2, 1, 6, 2, 8))
+    cache.truncate(sequence, 1)
+    assert cache.memory().pages_used == 3
+    cache.save(tmp_path / "cache.safetensors")
+    for kept in (cache, PagedKVCache.load(tmp_path / "cache.safetensors")):
+        kept.truncate(sequence, 0)
+        kept.allocate(4)
+        kept.append(sequence, *randn(2, 1, 12, 2, 8))
+        with pytest.raises(CacheFullError):
+            kept.append(sequence, *randn(2, 1, 1, 2, 8))
 
 
 def test_files_that_are_no_cache(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ class CacheShape(NamedTuple):
 class CacheStep(NamedTuple):
     """The sequences of one model step, packed one after the other, and where their keys lie.
 
-    Its tensors are not to be written to: what the first layer reads in them serves the others.
+    Its tensors are not to be written to: what the first layer reads in them serves the others. It
+    is of no use once its sequences have changed or the cache was defragmented.
     """
 
     sequences: dict[int, int]  # and the new tokens of each
@@ -54,6 +55,7 @@ class CacheStep(NamedTuple):
     cu_seqlens: Tensor  # (B + 1,) int32, of the new tokens
     longest: int
     lengths: tuple[int, ...]  # before the step, as in cache_seqlens
+    pages: tuple[tuple[int, ...], ...]  # as in block_table
 
     def arguments(self) -> dict[str, Any]:
         """For :func:`.cache.api.flash_attn_3_with_kvcache`, beside q, k, v and the layer's."""
@@ -116,7 +118,8 @@ class PagedKVCache:
     def allocate(self, tokens: int = 0) -> int:
         """A new, empty sequence with pages for ``tokens`` keys, side by side where there is room.
 
-        Raises CacheFullError where so many pages are not free.
+        They stay the sequence's own until it is released, or evicted from. Raises CacheFullError
+        where so many pages are not free.
         """
         return self._pool.allocate(tokens)
 
@@ -129,7 +132,10 @@ class PagedKVCache:
         return self._pool.fork(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget the keys from ``length`` on, as after rejected speculation."""
+        """Forget the keys from ``length`` on, as after rejected speculation.
+
+        Their pages are freed, but for those that :meth:`allocate` took.
+        """
         self._pool.truncate(sequence, length)
 
     def evict(self, sequence: int, keys: int) -> None:
@@ -161,11 +167,15 @@ class PagedKVCache:
         table = table.view(-1, width)
         settle(table, seqlens, cu_seqlens)
         most = max(counts, default=0)
-        return CacheStep(dict(sequences), table, seqlens, cu_seqlens, most, tuple(lengths))
+        held = tuple(map(tuple, tables))
+        return CacheStep(dict(sequences), table, seqlens, cu_seqlens, most, tuple(lengths), held)
 
     def commit(self, step: CacheStep) -> None:
-        """Count the keys that the attention calls of a step have written."""
-        self._pool.advance(step.sequences, step.lengths)
+        """Count the keys that the attention calls of a step have written.
+
+        Raises ValueError where one of its sequences has changed, or moved, since it was made.
+        """
+        self._pool.advance(step.sequences, step.lengths, step.pages)
 
     def layer(self, layer: int) -> dict[str, Tensor]:
         """k_cache, v_cache and the scales of one layer, as the attention functions take them."""
@@ -173,31 +183,40 @@ class PagedKVCache:
 
     def append(self, sequence: int, k: Tensor, v: Tensor) -> None:
         """Write keys (layers, S, Hk, D) and values (layers, S, Hk, Dv) behind a sequence's."""
-        shape = self.shape
-        rows = k.shape[1] if k.ndim == 4 else 0
+        shape, device = self.shape, self._tensors["k_cache"].device
+        rows = k.shape[1] if isinstance(k, Tensor) and k.ndim == 4 else 0  # pyright: ignore[reportUnnecessaryIsInstance] users' calls
         for name, x, head_dim in (("k", k, shape.head_dim), ("v", v, shape.head_dim_v)):
             expected = shape.layers, rows, shape.heads, head_dim
-            if tuple(x.shape) != expected or x.dtype != shape.dtype:
-                raise ValueError(
-                    f"PagedKVCache.append: {name} must be {expected} in {shape.dtype}, got "
-                    f"{tuple(x.shape)} in {x.dtype}"
+            if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] likewise
+                raise TypeError(
+                    f"PagedKVCache.append: {name} must be a torch.Tensor, got {type(x).__name__}"
                 )
-        step = self.step({sequence: rows})
-        for layer in range(shape.layers):
-            caches = self.layer(layer)
-            inputs = AppendInputs(
-                q=None,
-                k_new=k[None, layer],
-                v_new=v[None, layer],
-                k_cache=caches["k_cache"],
-                v_cache=caches["v_cache"],
-                cache_seqlens=step.cache_seqlens,
-                block_table=step.block_table,
-                k_scale=caches.get("k_scale"),
-                v_scale=caches.get("v_scale"),
-            )
-            append_to_cache(inputs, AppendRequest("PagedKVCache.append"))
+            if (tuple(x.shape), x.dtype, x.device) != (expected, shape.dtype, device):
+                raise ValueError(
+                    f"PagedKVCache.append: {name} must be {expected} in {shape.dtype} on {device}, "
+                    f"got {tuple(x.shape)} in {x.dtype} on {x.device}"
+                )
+        with self._pool.undoing("append", sequence):
+            step = self.step({sequence: rows})
+            for layer in range(shape.layers):
+                self._append_to_layer(step, self.layer(layer), k[None, layer], v[None, layer])
         self.commit(step)
+
+    def _append_to_layer(
+        self, step: CacheStep, caches: dict[str, Tensor], k: Tensor, v: Tensor
+    ) -> None:
+        inputs = AppendInputs(
+            q=None,
+            k_new=k,
+            v_new=v,
+            k_cache=caches["k_cache"],
+            v_cache=caches["v_cache"],
+            cache_seqlens=step.cache_seqlens,
+            block_table=step.block_table,
+            k_scale=caches.get("k_scale"),
+            v_scale=caches.get("v_scale"),
+        )
+        append_to_cache(inputs, AppendRequest("PagedKVCache.append"))
 
     def gather(self, sequence: int, layer: int) -> tuple[Tensor, Tensor]:
         """A dense copy of the keys (S, Hk, D) and values that are not evicted, dequantised."""
@@ -215,7 +234,10 @@ class PagedKVCache:
         return k, v
 
     def defragment(self) -> int:
-        """Put the pages of each sequence side by side, from the front; the pages moved."""
+        """Put the pages of each sequence side by side, from the front; the pages moved.
+
+        Steps that were made before are not to be used any more.
+        """
         moves = self._pool.defragment()
         if moves:
             old = torch.tensor(list(moves), device=self.device)
