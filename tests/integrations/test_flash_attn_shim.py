@@ -68,6 +68,14 @@ def real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("flash_attn", None)
 
 
+def test_the_package_has_its_interface_as_an_attribute() -> None:
+    """As the real one, whose __init__ imports from it."""
+    shim.install()
+    package = importlib.import_module("flash_attn")
+    assert is_ours(package.flash_attn_interface)
+    assert package.flash_attn_interface.flash_attn_func is flashmetal.flash_attn_func
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_found(name: str) -> None:
     shim.install()

@@ -107,6 +107,8 @@ class _Loader:
         module.__doc__ = found.__doc__
         for name in found.__all__:
             setattr(module, name, getattr(found, name))
+        if module.__name__ == "flash_attn":
+            import_module("flash_attn.flash_attn_interface")  # the real one imports it too
 
 
 def _distribution() -> "Distribution":
