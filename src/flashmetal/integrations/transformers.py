@@ -91,8 +91,8 @@ def _check_uses_interface(model: Any, name: str) -> None:
     if getattr(model, "_can_set_attn_implementation_cached_value", None) is False:
         raise ValueError(
             f"{name}: {type(model).__name__} does not use transformers' attention interface, so no "
-            "implementation can be set; leave attn_implementation out, or where the model is a part "
-            f'of another pass {{"": "{name}", "<part>_config": "eager"}}'
+            "implementation can be set; leave attn_implementation out, or for a part of a model "
+            f'pass {{"": "{name}", "<part>_config": "eager"}}'
         )
 
 
