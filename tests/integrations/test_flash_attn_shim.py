@@ -118,6 +118,15 @@ def test_installing_twice_leaves_one_finder() -> None:
     assert len(sys.meta_path) == before
 
 
+def test_a_switch_that_means_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    shim.install()
+    monkeypatch.setenv(SWITCH, "off")
+    for call in (shim.install, lambda: importlib.import_module("flash_attn")):
+        with pytest.raises(ValueError, match=f"{SWITCH} must be one of 0, metadata, got 'off'"):
+            call()
+    assert "flash-attn" not in {x.name for x in importlib.metadata.distributions()}
+
+
 @pytest.mark.parametrize("name", ["flash_attn.cute", "flash_attn.losses", "flash_attn_2_cuda"])
 def test_what_is_not_there_is_not_found(name: str) -> None:
     shim.install()
