@@ -49,7 +49,7 @@ def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
         if _is_eager(problem, request):
             return _eager(problem, inputs, request)
         return _attention_op(*inputs, *request)
-    if is_unwatched(inputs):
+    if problem.device != "meta" and is_unwatched(inputs):
         return _run(problem, inputs, request, None)
     return _attention_op(*inputs, *request)
 
@@ -84,7 +84,7 @@ def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     check_out(out, problem, inputs, request)
     if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
         out.copy_(attend(inputs, request)[0])
-    elif is_unwatched((out, *inputs)):
+    elif problem.device != "meta" and is_unwatched((out, *inputs)):
         _run_into(out, problem, inputs, request)
     else:
         _attention_out_op(out, *inputs, *request)
@@ -128,7 +128,7 @@ def _eager(
 
 
 def _without_autocast(problem: AttentionProblem) -> AbstractContextManager[object]:
-    if torch.is_autocast_enabled(problem.device):
+    if problem.device != "meta" and torch.is_autocast_enabled(problem.device):
         return torch.autocast(problem.device, enabled=False)
     return nullcontext()
 

@@ -71,7 +71,7 @@ def check_pages(function: str, table: Tensor, pages: int) -> None:
 
 def is_readable(lengths: Tensor, validate: bool) -> bool:
     """Whether reading the values waits for no device, or is asked for."""
-    return type(lengths) is Tensor and (lengths.is_cpu or validate)
+    return type(lengths) is Tensor and (lengths.is_cpu or validate and not lengths.is_meta)
 
 
 def _values(lengths: Tensor) -> list[int]:

@@ -43,6 +43,28 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "only k": ({"v": None}, TypeError, "needs k, v and cache_seqlens, got v=None"),
     "only v": ({"k": None}, TypeError, "needs k, v and cache_seqlens, got k=None"),
     "no lengths": ({"cache_seqlens": None}, TypeError, "got cache_seqlens=None"),
+    "lengths as a list": (
+        {"cache_seqlens": [3, 5]},
+        TypeError,
+        "cache_seqlens must be an int or a torch.Tensor, got list",
+    ),
+    "lengths as a list, nothing new": (
+        {"cache_seqlens": [3, 5], "k": None, "v": None},
+        TypeError,
+        "cache_seqlens must be an int or a torch.Tensor, got list",
+    ),
+    "left padding as a list": (
+        {"cache_leftpad": [0, 1]},
+        TypeError,
+        "cache_leftpad must be a torch.Tensor, got list",
+    ),
+    "rows as a list": (
+        {"cache_batch_idx": [0, 1], "block_table": None},
+        TypeError,
+        "cache_batch_idx must be a torch.Tensor, got list",
+    ),
+    "k as a list": ({"k": [1.0]}, TypeError, "k must be a torch.Tensor, got list"),
+    "k of one dimension": ({"k": randn(8)}, ValueError, "k must be (B, S, heads, head_dim)"),
     "lengths as int64": ({"cache_seqlens": ints(3, 5).long()}, TypeError, "must be int32"),
     "lengths of three": ({"cache_seqlens": ints(3, 5, 1)}, ValueError, "cache_seqlens must be (2,"),
     "past the pages": ({"cache_seqlens": ints(3, 8)}, ValueError, "sequence 1 has 8 keys, and 1"),
@@ -133,6 +155,60 @@ def test_it_is_told_and_nothing_is_written(case: str) -> None:
     assert torch.equal(given["v_cache"], before[1])
 
 
+OFFSETS = ints(0, 1, 2)
+# The same of flash_attn 3's function, with packed q, k and v.
+PACKED_CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "offsets as a list": (
+        {"cu_seqlens_q": [0, 1, 2]},
+        TypeError,
+        "cu_seqlens_q must be a torch.Tensor, got list",
+    ),
+    "no offsets in them": ({"cu_seqlens_q": OFFSETS[:0]}, ValueError, "must hold batch + 1"),
+    "offsets of a number": ({"cu_seqlens_q": OFFSETS[0]}, ValueError, "must be (batch + 1,)"),
+    "new offsets as a list": (
+        {"cu_seqlens_k_new": [0, 1, 2]},
+        TypeError,
+        "cu_seqlens_k_new must be a torch.Tensor, got list",
+    ),
+    "new offsets of three": (
+        {"cu_seqlens_k_new": ints(0, 1, 1, 2)},
+        ValueError,
+        "block_table must be (3, pages",
+    ),
+    "new offsets past the rows": (
+        {"cu_seqlens_k_new": ints(0, 1, 3)},
+        ValueError,
+        "cu_seqlens_k_new must run from 0 to the 2 rows",
+    ),
+    "no lengths": (
+        {"cache_seqlens": None, "k": None, "v": None, "cu_seqlens_k_new": None},
+        TypeError,
+        "packed queries need cache_seqlens, the keys of each sequence, got None",
+    ),
+    "a longest that is none": ({"max_seqlen_q": 1.5}, TypeError, "max_seqlen_q must be an int"),
+    "a longest of dense queries": (
+        {"q": randn(2, 1, 4, 8), "cu_seqlens_q": None, "max_seqlen_q": "1"},
+        TypeError,
+        "max_seqlen_q must be an int or a tensor of one, got str",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PACKED_CASES)
+def test_flash_attn_3_tells_it_too(case: str) -> None:
+    changes, error, words = PACKED_CASES[case]
+    packed = {name: randn(2, 4 if name == "q" else 2, 8) for name in "qkv"}
+    starts = {"cu_seqlens_q": OFFSETS, "cu_seqlens_k_new": OFFSETS}
+    given = arguments(**{**packed, **starts, **changes})
+    given["page_table"] = given.pop("block_table")
+    before = given["k_cache"].clone()
+    with pytest.raises(error) as caught:
+        flashmetal.flash_attn_3_with_kvcache(**given)
+    assert str(caught.value).startswith("flash_attn_3_with_kvcache: ")
+    assert words in str(caught.value)
+    assert torch.equal(given["k_cache"], before)
+
+
 def test_a_rotation_without_new_keys() -> None:
     given = arguments(k=None, v=None, rotary_cos=randn(9, 2), rotary_sin=randn(9, 2))
     with pytest.raises(ValueError, match="pass k and v too"):
@@ -162,6 +238,32 @@ def test_a_cache_that_cannot_be(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as caught:
         PagedKVCache(SHAPE._replace(**changes))
     assert words in str(caught.value)
+
+
+def test_what_is_no_count_is_told(tmp_path: Path) -> None:
+    for changes in ({"pages": 2.5}, {"layers": "1"}, {"dtype": torch.int32}):
+        (name,) = changes
+        with pytest.raises(TypeError, match=f"PagedKVCache: {name} must be"):
+            PagedKVCache(SHAPE._replace(**changes))
+    cache = PagedKVCache(SHAPE)
+    sequence = cache.allocate(8)
+    cache.append(sequence, *randn(2, 1, 6, 2, 8))
+    calls: dict[str, Any] = {
+        "allocate: tokens must be an int": lambda: cache.allocate(2.5),
+        "truncate: length must be an int": lambda: cache.truncate(sequence, 2.5),
+        "evict: keys must be an int": lambda: cache.evict(sequence, 2.5),
+        "step: sequences must be a mapping": lambda: cache.step([sequence]),
+        "step: the new tokens of sequence 0 must be an int": lambda: cache.step({sequence: "a"}),
+        "step: the new tokens of sequence 0 must be an int or": lambda: cache.step({sequence: 1.5}),
+    }
+    state = cache.memory()
+    for words, call in calls.items():
+        with pytest.raises(TypeError, match=f"PagedKVCache.{words}"):
+            call()
+    assert cache.memory() == state
+    cache.save(tmp_path / "cache.safetensors")
+    with pytest.raises(ValueError, match="pages must be at least 1, got 0"):
+        PagedKVCache.load(tmp_path / "cache.safetensors", pages=0)
 
 
 def test_exhaustion_double_release_and_wrong_rows_change_nothing() -> None:

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import DTYPES
+from ..request import as_length
 from ..settled import settle
 from .append import AppendInputs, AppendRequest
 from .formats import check_format, dequantise, scale_shape, stored_shape
@@ -90,10 +92,16 @@ class PagedKVCache:
     """Keys and values of many sequences in one pool of pages, for every layer of a model."""
 
     def __init__(self, shape: CacheShape, device: torch.device | str = "cpu") -> None:
-        """Allocate the whole pool; ValueError where a size or a format is wrong."""
-        for name, size in shape._asdict().items():
-            if isinstance(size, int) and size < 1:
+        """Allocate the whole pool; ValueError or TypeError where the shape is wrong."""
+        for name in CacheShape._fields[:6]:
+            size = as_length("PagedKVCache", name, getattr(shape, name))
+            if size < 1:
                 raise ValueError(f"PagedKVCache: {name} must be at least 1, got {size}")
+        if shape.dtype not in DTYPES:
+            raise TypeError(
+                "PagedKVCache: dtype must be one of float16, bfloat16, float32 and float64, got "
+                f"{shape.dtype}; k_format and v_format are for quantised caches"
+            )
         check_format("PagedKVCache", "k_format", shape.k_format, shape.head_dim)
         check_format("PagedKVCache", "v_format", shape.v_format, shape.head_dim_v)
         self.shape = shape
@@ -121,7 +129,7 @@ class PagedKVCache:
         They stay the sequence's own until it is released, or evicted from. Raises CacheFullError
         where so many pages are not free.
         """
-        return self._pool.allocate(tokens)
+        return self._pool.allocate(as_length("PagedKVCache.allocate", "tokens", tokens))
 
     def release(self, sequence: int) -> None:
         """Give a sequence up; its pages are free once no fork needs them."""
@@ -136,21 +144,32 @@ class PagedKVCache:
 
         Their pages are freed, but for those that :meth:`allocate` took.
         """
-        self._pool.truncate(sequence, length)
+        self._pool.truncate(sequence, as_length("PagedKVCache.truncate", "length", length))
 
     def evict(self, sequence: int, keys: int) -> None:
         """Hide the pages that hold only keys before ``keys``, and free them.
 
         Positions stay: attention skips the hidden keys as a window would.
         """
-        self._pool.evict(sequence, keys)
+        self._pool.evict(sequence, as_length("PagedKVCache.evict", "keys", keys))
 
     def step(self, sequences: Mapping[int, int]) -> CacheStep:
         """Make room for new tokens of some sequences, and say where their keys lie.
 
         Pages shared with a fork that are to be written are copied first. Raises CacheFullError
-        where the pages are not free, ValueError for an unknown sequence or a negative count.
+        where the pages are not free, ValueError for an unknown sequence or a negative count, and
+        TypeError for one that is no int.
         """
+        function = "PagedKVCache.step"
+        if not isinstance(sequences, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] users' calls
+            raise TypeError(
+                f"{function}: sequences must be a mapping of each to its new tokens, got "
+                f"{type(sequences).__name__}"
+            )
+        sequences = {
+            s: as_length(function, f"the new tokens of sequence {s!r}", count)
+            for s, count in sequences.items()
+        }
         for page, copy in self._pool.reserve(sequences):
             for x in self._tensors.values():
                 x[:, copy] = x[:, page]
@@ -168,7 +187,7 @@ class PagedKVCache:
         settle(table, seqlens, cu_seqlens)
         most = max(counts, default=0)
         held = tuple(map(tuple, tables))
-        return CacheStep(dict(sequences), table, seqlens, cu_seqlens, most, tuple(lengths), held)
+        return CacheStep(sequences, table, seqlens, cu_seqlens, most, tuple(lengths), held)
 
     def commit(self, step: CacheStep) -> None:
         """Count the keys that the attention calls of a step have written.
@@ -280,7 +299,7 @@ class PagedKVCache:
 
         described, state, tensors = load(path)
         shape = CacheShape(**described)
-        cache = cls(shape._replace(pages=pages or shape.pages), device)
+        cache = cls(shape._replace(pages=shape.pages if pages is None else pages), device)
         held = cache._pool.restore(state)
         for name, x in cache._tensors.items():
             if name not in tensors or tensors[name].shape != x[:, :held].shape:
