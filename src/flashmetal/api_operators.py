@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .gradients import QueryRows
 from .ops import attend, attention_backward, dropout_signs, with_rng_state
+from .problem import AttentionProblem
 from .request import AttentionInputs, Request, make_request
+from .value_checks import check_gradient, check_rows
 
 _Forward = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -181,6 +183,9 @@ def _backward(
         )
     targets = {n: x for n, x in zip("qkv", gradients, strict=True) if x is not None}
     with torch.no_grad():
+        check_rows(rows, AttentionProblem.of(inputs, request), inputs, request)
+        for name, target in targets.items():
+            check_gradient(name, target, inputs, request)
         found = attention_backward(inputs, request, rows, tuple(targets))
         for target, gradient in zip(targets.values(), found, strict=True):
             target.copy_(gradient)

@@ -234,12 +234,18 @@ def _packed_side(
     name = f"cu_seqlens_{side}"
     if name not in given:
         raise TypeError(f"{function}: {name} must be a torch.Tensor, got None")
-    check_lengths_tensor(function, name, given[name], "(batch + 1,)")
-    if given[name][0][0] < 1:
-        raise ValueError(f"{function}: {name} must hold batch + 1 offsets, got none")
+    batch = batch_of_offsets(function, name, given[name])
     if longest is None or longest < 0:
         raise ValueError(f"{function}: max_seqlen_{side} must be at least 0, got {longest}")
-    return given[name][0][0] - 1, longest
+    return batch, longest
+
+
+def batch_of_offsets(function: str, name: str, fact: Facts) -> int:
+    """The sequences that one of the cu_seqlens counts."""
+    check_lengths_tensor(function, name, fact, "(batch + 1,)")
+    if fact[0][0] < 1:
+        raise ValueError(f"{function}: {name} must hold batch + 1 offsets, got none")
+    return fact[0][0] - 1
 
 
 def check_extras(

@@ -18,6 +18,7 @@ from .plan import Plan, plan, set_aside
 from .problem import AttentionProblem, is_forward_mode
 from .reference import attention_reference, dropout_mask
 from .request import AttentionInputs, Request
+from .settings import choice
 from .value_checks import check_lengths, check_out
 
 # The arguments are the fields of AttentionInputs, then those of Request.
@@ -48,7 +49,7 @@ def attend(inputs: AttentionInputs, request: Request) -> tuple[Tensor, Tensor]:
         if _is_eager(problem, request):
             return _eager(problem, inputs, request)
         return _attention_op(*inputs, *request)
-    if is_unwatched(inputs):
+    if problem.device != "meta" and is_unwatched(inputs):
         return _run(problem, inputs, request, None)
     return _attention_op(*inputs, *request)
 
@@ -83,7 +84,7 @@ def attend_into(out: Tensor, inputs: AttentionInputs, request: Request) -> None:
     check_out(out, problem, inputs, request)
     if problem.needs_grad or (torch.is_grad_enabled() and out.requires_grad):
         out.copy_(attend(inputs, request)[0])
-    elif is_unwatched((out, *inputs)):
+    elif problem.device != "meta" and is_unwatched((out, *inputs)):
         _run_into(out, problem, inputs, request)
     else:
         _attention_out_op(out, *inputs, *request)
@@ -102,15 +103,19 @@ def _is_eager(problem: AttentionProblem, request: Request) -> bool:
 
     So it is on request, for forward-mode derivatives, under function transforms, and for caches.
     """
-    if request.impl not in ("auto", "reference"):
+    impl, _ = choice(request.impl)
+    is_transformed = is_forward_mode() or is_function_transform()
+    if impl not in ("auto", "reference"):
         plan(problem, request.impl, request.kernel)  # raises what the engine refuses
+        if is_transformed:
+            raise NotImplementedError(
+                f"{request.function}: impl={impl!r} has no derivatives under torch.func or in "
+                'forward mode; pass impl="reference", or "auto" without FLASHMETAL_IMPL'
+            )
         return False
-    return (
-        request.impl == "reference"
-        or is_forward_mode()
-        or is_function_transform()
-        or portable.refuse_backward(problem) is not None
-    )
+    if impl == "reference" or is_transformed:
+        return True
+    return portable.refuse_backward(problem) is not None
 
 
 def _eager(
@@ -123,7 +128,7 @@ def _eager(
 
 
 def _without_autocast(problem: AttentionProblem) -> AbstractContextManager[object]:
-    if torch.is_autocast_enabled(problem.device):
+    if problem.device != "meta" and torch.is_autocast_enabled(problem.device):
         return torch.autocast(problem.device, enabled=False)
     return nullcontext()
 

@@ -9,7 +9,7 @@ from .cache.append import CacheAppend
 from .engines import metal, portable, stock
 from .engines.metal.runtime import Runtime, runtime_for
 from .problem import AttentionProblem
-from .settings import settings
+from .settings import choice
 
 ENGINES = ("metal", "stock", "portable", "reference")
 _REFUSE = {"metal": metal.refuse, "stock": stock.refuse, "portable": portable.refuse}
@@ -43,9 +43,7 @@ def plan(problem: AttentionProblem, impl: str = "auto", kernel: str | None = Non
     choice never falls back: NotImplementedError carries the engine's reason. Where a call says
     "auto", the environment may choose (:mod:`.settings`).
     """
-    if impl == "auto":
-        impl, kernel, _ = settings()
-    return _plan(problem, impl, kernel, runtime_for(problem.device))
+    return _plan(problem, *choice(impl, kernel), runtime_for(problem.device))
 
 
 def set_aside(problem: AttentionProblem | CacheAppend, kernel: str, reason: str) -> None:

@@ -16,6 +16,7 @@ from .checks import (
     check_layout,
     check_query_key_value,
     check_request,
+    public_name,
     row_length,
 )
 from .request import AttentionInputs, Request
@@ -124,6 +125,7 @@ def _problem(
     given: dict[str, Facts] = {}
     for name, fact in zip(_PUBLIC_NAMES, facts, strict=True):
         if isinstance(fact, type):
+            name = public_name(function, name)
             raise TypeError(f"{function}: {name} must be a torch.Tensor, got {fact.__name__}")
         if fact is not None:
             given[name] = fact

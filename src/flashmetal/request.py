@@ -88,8 +88,8 @@ def make_request(
     left, right = _window_bounds(function, window_size)
     seqlen_q = seqlen_k = None
     if lengths is not None:
-        seqlen_q = _as_length(function, "max_seqlen_q", lengths[0])
-        seqlen_k = _as_length(function, "max_seqlen_k", lengths[1])
+        seqlen_q = as_length(function, "max_seqlen_q", lengths[0])
+        seqlen_k = as_length(function, "max_seqlen_k", lengths[1])
     window = left, right
     options = impl, kernel, validate, num_splits, float(dropout_p)
     return Request(function, seqlen_q, seqlen_k, scale, causal, *window, softcap, *options)
@@ -147,7 +147,7 @@ def _window_bounds(function: str, window_size: Any) -> tuple[int, int]:
     return left, right
 
 
-def _as_length(function: str, name: str, value: Any) -> int:
+def as_length(function: str, name: str, value: Any) -> int:
     """A length as an int; a tensor of one integer is read, which waits for its device."""
     if isinstance(value, _INTEGERS):
         return value  # pyright: ignore[reportReturnType] SymInt stands for an int

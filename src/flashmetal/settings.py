@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from .checks import IMPLS, KERNELS
 
 
@@ -31,6 +33,16 @@ def settings() -> Settings:
         raise ValueError(f"FLASHMETAL_KERNEL needs FLASHMETAL_IMPL=metal, got {impl!r}")
     verify = _one_of("FLASHMETAL_VERIFY", ("0", "1")) != "0"
     return Settings(impl if kernel is None else "metal", kernel, verify)
+
+
+def choice(impl: str, kernel: str | None = None) -> tuple[str, str | None]:
+    """The engine and kernel that a call asks for, by itself or, where it says "auto", by the
+    environment; what either asks for never falls back."""
+    if impl != "auto":
+        return impl, kernel
+    # torch.compile traces past a cache, and warns of it.
+    read = settings.__wrapped__ if torch.compiler.is_compiling() else settings
+    return read()[:2]
 
 
 def _one_of(name: str, allowed: tuple[str, ...]) -> str | None:

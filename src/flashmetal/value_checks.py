@@ -1,4 +1,4 @@
-"""Errors that only the tensors themselves show: the values of lengths and pages, and an output."""
+"""Errors that only the tensors themselves show: values of lengths and pages, outputs, gradients."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from itertools import pairwise, repeat
 from typing import NoReturn, cast
 
+import torch
 from torch import Tensor
 
 from .checks import public_name, words
+from .gradients import QueryRows
 from .problem import AttentionProblem
 from .request import AttentionInputs, Request
 from .settled import once
@@ -69,7 +71,7 @@ def check_pages(function: str, table: Tensor, pages: int) -> None:
 
 def is_readable(lengths: Tensor, validate: bool) -> bool:
     """Whether reading the values waits for no device, or is asked for."""
-    return type(lengths) is Tensor and (lengths.is_cpu or validate)
+    return type(lengths) is Tensor and (lengths.is_cpu or validate and not lengths.is_meta)
 
 
 def _values(lengths: Tensor) -> list[int]:
@@ -109,16 +111,52 @@ def _refuse_offsets(function: str, side: str, starts: list[int], longest: int) -
 
 
 def check_out(
-    out: object, problem: AttentionProblem, inputs: AttentionInputs, request: Request
+    out: object,
+    problem: AttentionProblem,
+    inputs: AttentionInputs,
+    request: Request,
+    name: str = "out",
 ) -> None:
-    """Check the tensor that a call writes into."""
-    function, q = request.function, inputs.q
-    shape = (*q.shape[:-1], problem.head_dim_v)
-    if not isinstance(out, Tensor):
-        raise TypeError(f"{function}: out must be a torch.Tensor, got {type(out).__name__}")
-    if out.dtype != q.dtype:
-        raise TypeError(f"{function}: out must have q's dtype {q.dtype}, got {out.dtype}")
-    if out.shape != shape or out.device != q.device:
+    """Check a tensor of the output's form: that which a call writes into, or one of a backward."""
+    shape = (*inputs.q.shape[:-1], problem.head_dim_v)
+    _check_form(request.function, name, out, shape, problem.dtype, inputs, "q's dtype ")
+
+
+def check_rows(
+    rows: QueryRows, problem: AttentionProblem, inputs: AttentionInputs, request: Request
+) -> None:
+    """Check what a user gives to a backward pass, by the names of flash_attn."""
+    check_out(rows.o, problem, inputs, request)
+    check_out(rows.grad_o, problem, inputs, request, "dout")
+    shape = problem.batch, problem.heads_q, problem.seqlen_q
+    if problem.layout == "varlen":
+        shape = problem.heads_q, inputs.q.shape[0]
+    _check_form(request.function, "softmax_lse", rows.lse, shape, torch.float32, inputs)
+
+
+def check_gradient(name: str, gradient: object, inputs: AttentionInputs, request: Request) -> None:
+    """Check a tensor into which the gradient of q, k or v is to be written, of any dtype."""
+    x = getattr(inputs, name)
+    dtype = gradient.dtype if isinstance(gradient, Tensor) else x.dtype
+    _check_form(request.function, f"d{name}", gradient, x.shape, dtype, inputs)
+
+
+def _check_form(
+    function: str,
+    name: str,
+    x: object,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    inputs: AttentionInputs,
+    whose: str = "",
+) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.dtype != dtype:
+        raise TypeError(f"{function}: {name} must have {whose}{dtype}, got {x.dtype}")
+    device = inputs.q.device
+    if tuple(x.shape) != tuple(shape) or x.device != device:
         raise ValueError(
-            f"{function}: out must be {shape} on {q.device}, got {words(out.shape)} on {out.device}"
+            f"{function}: {name} must be {words(shape)} on {device}, got {words(x.shape)} on "
+            f"{x.device}"
         )

@@ -267,6 +267,16 @@ def test_refusals_say_why_and_portable_serves(call: dict[str, Any], word: str) -
     assert plan(on_cuda(problem)).engine == "portable"
 
 
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1e-46])
+def test_a_scale_that_is_not_positive_is_refused(scale: float) -> None:
+    """The kernels take the largest score before they scale, and hidden keys have -inf."""
+    problem, _ = make_inputs(**{**SHAPE, "dtype": torch.float16})
+    for window_right in (-1, 0):
+        call = on_cuda(problem)._replace(scale=scale, window_right=window_right)
+        assert "scale above 0" in str(stock.refuse(call))
+        assert plan(call).engine == "portable"
+
+
 def test_auto_takes_it_and_the_gradients_where_they_are() -> None:
     problem, _ = make_inputs(**SHAPE, dtype=torch.float16)
     training = on_cuda(problem)._replace(needs_grad=True)

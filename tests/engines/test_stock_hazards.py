@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from flashmetal.engines import stock
+from flashmetal.engines import portable, stock
+from flashmetal.plan import plan
 from flashmetal.testing import assert_matches_reference, make_inputs
 
 from ..features import SHAPE
@@ -46,6 +47,34 @@ def test_causal_would_be_aligned_top_left() -> None:
         *(x.transpose(1, 2) for x in inputs[:3]), is_causal=True, enable_gqa=True
     ).transpose(1, 2)
     assert not torch.allclose(o, top_left, atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1e-46, 1e-42])
+@pytest.mark.parametrize(
+    "lengths", [{}, {"lengths_q": (4, 9), "lengths_k": (7, 9)}, {"seqused_k": (60,)}], ids=str
+)
+def test_causal_would_be_nan_under_a_scale_that_is_not_positive(
+    scale: float, lengths: dict[str, Any]
+) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **lengths}, window_right=0)
+    problem = problem._replace(scale=scale)
+    assert "scale" in str(stock.refuse(problem))
+    assert stock.refuse(problem._replace(scale=1e-3)) is None
+    assert plan(problem).engine == "portable"
+    assert_matches_reference(*portable.forward(problem, inputs), problem, inputs)
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+@pytest.mark.parametrize(
+    "call",
+    [{}, {"seqlen_q": 1, "seqused_k": (60,)}, {"seqlen_q": 1, "page_size": 16, "seqused_k": (60,)}],
+    ids=str,
+)
+def test_masks_that_are_added_stand_any_scale(scale: float, call: dict[str, Any]) -> None:
+    problem, inputs = make_inputs(**{**SHAPE, **call})
+    problem = problem._replace(scale=scale)
+    assert stock.refuse(problem) is None
+    assert_matches_reference(*stock.forward(problem, inputs), problem, inputs)
 
 
 def test_half_would_be_summed_in_half() -> None:

@@ -214,3 +214,14 @@ def test_whoever_watches_sees_the_operator() -> None:
     traced = make_fx(lambda x: flashmetal.flash_attn_func(x, x, x), tracing_mode="symbolic")(q[0])
     targets = [node.target for node in traced.graph.nodes]
     assert targets.count(torch.ops.flashmetal.attention.default) == 1
+
+
+def test_meta_tensors_give_the_shapes_of_a_call() -> None:
+    q, k, v = (torch.empty(2, n, h, 8, device="meta") for n, h in ((5, 4), (7, 2), (7, 2)))
+    for grad in (False, True):
+        out, lse = flashmetal.flash_attn_func(q.requires_grad_(grad), k, v, return_lse=True)
+        assert (out.device.type, out.shape, lse.shape) == ("meta", q.shape, (2, 4, 5))
+    lengths = torch.empty(2, dtype=torch.int32, device="meta")
+    with torch.no_grad():
+        out = flashmetal.flash_attn_with_kvcache(q, k, v, k[:, :1], v[:, :1], cache_seqlens=lengths)
+    assert (out.device.type, out.shape) == ("meta", q.shape)

@@ -187,3 +187,19 @@ def test_function_transforms() -> None:
     primal, tangent = torch.func.jvp(loss, (q,), (q,))
     torch.testing.assert_close(primal, loss(q))
     torch.testing.assert_close(tangent, (leaf_q.grad * q).sum())
+
+
+@pytest.mark.parametrize("impl", ["portable", "stock"])
+def test_an_explicit_engine_says_that_it_has_no_transforms(impl: str) -> None:
+    q = torch.randn(1, 6, 2, 8)
+
+    def call(q: Tensor) -> Tensor:
+        return flashmetal.flash_attn_func(q, q, q, impl=impl)
+
+    why = f"flash_attn_func: impl='{impl}' has no derivatives under torch.func.*\"auto\""
+    with pytest.raises(NotImplementedError, match=why):
+        torch.func.grad(lambda q: call(q).sum())(q)
+    with pytest.raises(NotImplementedError, match=why):
+        torch.func.jvp(call, (q,), (q,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=why):
+        call(q)

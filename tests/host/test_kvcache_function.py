@@ -241,9 +241,10 @@ def test_a_missing_page_hides_its_keys() -> None:
     assert torch.all(lse == -torch.inf)
 
 
-def test_flash_attn_3_packs_prompts_and_decodes() -> None:
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_attn_3_packs_prompts_and_decodes(causal: bool) -> None:
     counts, lengths = (5, 1, 0, 3), (0, 20, 9, 30)
-    call = make_call(lengths, 5, page_size=8, rows=5, causal=True)
+    call = make_call(lengths, 5, page_size=8, rows=5, causal=causal)
     given = dict(call.arguments)
     starts = torch.tensor([0, 5, 6, 6, 9], dtype=torch.int32)
     packed = {

@@ -121,3 +121,32 @@ def test_packed_sequences() -> None:
         api_operators.flash_attn_varlen_forward(
             q, k, v, *lengths, 0.0, 0.3, True, leftpad_k=torch.zeros(2)
         )
+
+
+WRONG_ROWS: dict[str, tuple[int, torch.Tensor, type[Exception], str]] = {
+    "few lse": (
+        5,
+        torch.zeros(2, 4, 8),
+        ValueError,
+        r"softmax_lse must be \(2, 4, 6\) on cpu, got",
+    ),
+    "lse of rows and heads": (5, torch.zeros(2, 6, 4), ValueError, "softmax_lse must be"),
+    "half lse": (5, torch.zeros(2, 4, 6).half(), TypeError, "softmax_lse must have torch.float32"),
+    "out of a head": (4, torch.zeros(2, 6, 1, 8), ValueError, r"out must be \(2, 6, 4, 8\)"),
+    "dout of a row": (0, torch.zeros(2, 1, 4, 8), ValueError, r"dout must be \(2, 6, 4, 8\)"),
+    "double dout": (0, torch.zeros(2, 6, 4, 8).double(), TypeError, "dout must have q's dtype"),
+    "dk of q": (7, torch.zeros(2, 6, 4, 8), ValueError, r"dk must be \(2, 9, 2, 8\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_rows_that_do_not_fit_are_named(case: str) -> None:
+    place, wrong, error, words = WRONG_ROWS[case]
+    q, k, v = inputs()
+    out, lse, *_ = api_operators.flash_attn_forward(q, k, v, 0.0, *OPTIONS, False)
+    gradients = [torch.zeros_like(x) for x in (q, k, v)]
+    given = [torch.ones_like(out), q, k, v, out, lse, *gradients]
+    given[place] = wrong
+    with pytest.raises(error, match=f"_flash_attn_backward: {words}"):
+        api_operators.flash_attn_backward(*given, 0.0, *OPTIONS, False)
+    assert not any(x.any() for x in gradients)

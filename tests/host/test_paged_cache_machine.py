@@ -31,14 +31,18 @@ taken = {"steps": 0, "full": 0}
 
 
 class Kept(NamedTuple):
-    """What a sequence should hold: keys (layers, S, 1, 2), values, and how many are evicted."""
+    """What a sequence should hold: keys (layers, S, 1, 2), values, how many are evicted, and the
+    pages it was allocated with."""
 
     k: Tensor
     v: Tensor
     evicted: int = 0
+    allocated: int = 0
 
     def pages(self) -> int:
-        return -(-self.k.shape[1] // SHAPE.page_size)
+        """Those that it keeps when it is truncated."""
+        keys = -(-self.k.shape[1] // SHAPE.page_size)
+        return max(keys, self.allocated) - self.evicted // SHAPE.page_size
 
 
 class CacheMachine(RuleBasedStateMachine):
@@ -66,12 +70,13 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(tokens=st.sampled_from((0, 0, 1, 7, 60)))
     def allocate(self, tokens: int) -> None:
         free = SHAPE.pages - self.cache.memory().pages_used
-        if -(-tokens // SHAPE.page_size) > free:
+        pages = -(-tokens // SHAPE.page_size)
+        if pages > free:
             self.expect_full(lambda: self.cache.allocate(tokens))
             return
         sequence = self.cache.allocate(tokens)
         assert sequence not in self.model
-        self.model[sequence] = Kept(*self.new_rows(0))
+        self.model[sequence] = Kept(*self.new_rows(0), allocated=pages)
 
     @precondition(lambda self: self.model)
     @rule(pick=PICK, count=st.sampled_from((0, 1, 1, 2, 3, 5, 9)))
@@ -85,8 +90,8 @@ class CacheMachine(RuleBasedStateMachine):
             most = -(-count // SHAPE.page_size) + 1
             assert SHAPE.pages - self.cache.memory().pages_used < most
             return
-        both = (torch.cat([a, b], 1) for a, b in zip((kept.k, kept.v), rows, strict=True))
-        self.model[sequence] = Kept(*both, kept.evicted)
+        k, v = (torch.cat([a, b], 1) for a, b in zip((kept.k, kept.v), rows, strict=True))
+        self.model[sequence] = kept._replace(k=k, v=v)
 
     @precondition(lambda self: self.model)
     @rule(pick=PICK, other=PICK, count=st.integers(0, 4), commit=st.booleans())
@@ -113,8 +118,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.commit(step)
         for sequence, (k, v) in rows.items():
             kept = self.model[sequence]
-            both = torch.cat([kept.k, k], 1), torch.cat([kept.v, v], 1)
-            self.model[sequence] = Kept(*both, kept.evicted)
+            k, v = torch.cat([kept.k, k], 1), torch.cat([kept.v, v], 1)
+            self.model[sequence] = kept._replace(k=k, v=v)
         with pytest.raises(ValueError, match="committed once"):
             self.cache.commit(step)
 
@@ -122,7 +127,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def fork(self, pick: int) -> None:
         sequence = self.any_sequence(pick)
-        self.model[self.cache.fork(sequence)] = self.model[sequence]
+        self.model[self.cache.fork(sequence)] = self.model[sequence]._replace(allocated=0)
 
     @precondition(lambda self: self.model)
     @rule(pick=PICK, length=st.integers(0, 30))
@@ -134,7 +139,10 @@ class CacheMachine(RuleBasedStateMachine):
                 self.cache.truncate(sequence, length)
             return
         self.cache.truncate(sequence, length)
-        self.model[sequence] = Kept(kept.k[:, :length], kept.v[:, :length], kept.evicted)
+        kept = kept._replace(k=kept.k[:, :length], v=kept.v[:, :length])
+        self.model[sequence] = kept
+        table = self.cache.step({sequence: 0}).block_table
+        assert int((table >= 0).sum()) == kept.pages()
 
     @precondition(lambda self: self.model)
     @rule(pick=PICK, keys=st.integers(0, 20))

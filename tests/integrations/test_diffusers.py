@@ -213,6 +213,13 @@ def test_what_is_not_served_is_refused() -> None:
         integration.attention(q, q, q, attn_mask=torch.ones(3, 3).bool(), is_causal=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_a_mask_of_integers_is_no_scores(dtype: torch.dtype) -> None:
+    q, keys = torch.randn(2, 3, 2, 8), torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=dtype)
+    with pytest.raises(TypeError, match=f"flashmetal: attn_mask must be boolean.*got {dtype}; use"):
+        integration.attention(q, q, q, attn_mask=keys)
+
+
 def test_unregister_takes_the_name_back() -> None:
     model, _ = wan()
     model.set_attention_backend("flashmetal")

@@ -68,6 +68,14 @@ def real_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("flash_attn", None)
 
 
+def test_the_package_has_its_interface_as_an_attribute() -> None:
+    """As the real one, whose __init__ imports from it."""
+    shim.install()
+    package = importlib.import_module("flash_attn")
+    assert is_ours(package.flash_attn_interface)
+    assert package.flash_attn_interface.flash_attn_func is flashmetal.flash_attn_func
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_found(name: str) -> None:
     shim.install()
@@ -108,6 +116,15 @@ def test_installing_twice_leaves_one_finder() -> None:
     assert len(sys.meta_path) == before + 1
     shim.uninstall()
     assert len(sys.meta_path) == before
+
+
+def test_a_switch_that_means_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    shim.install()
+    monkeypatch.setenv(SWITCH, "off")
+    for call in (shim.install, lambda: importlib.import_module("flash_attn")):
+        with pytest.raises(ValueError, match=f"{SWITCH} must be one of 0, metadata, got 'off'"):
+            call()
+    assert "flash-attn" not in {x.name for x in importlib.metadata.distributions()}
 
 
 @pytest.mark.parametrize("name", ["flash_attn.cute", "flash_attn.losses", "flash_attn_2_cuda"])

@@ -268,3 +268,13 @@ def test_flash_style_name_generates_a_batch_of_requests() -> None:
 def test_flash_style_name_is_refused_where_transformers_has_no_flash() -> None:
     with pytest.raises(ValueError, match=integration.NAME):
         make_model("t5-position-bias").set_attn_implementation(integration.FLASH_NAME)
+
+
+@pytest.mark.parametrize("name", [integration.NAME, integration.FLASH_NAME])
+@pytest.mark.parametrize("kind", ["Bloom", "CodeGen", "Falcon", "GPTJ", "Mpt"])
+def test_a_model_without_the_attention_interface_is_refused(kind: str, name: str) -> None:
+    """It would run its own attention, or fail at the first forward."""
+    config = getattr(transformers, f"{kind}Config")(vocab_size=97)
+    refused = pytest.raises(ValueError, match=f"{name}: {kind}.* does not use transformers' att")
+    with torch.device("meta"), refused:
+        transformers.AutoModelForCausalLM.from_config(config, attn_implementation=name)

@@ -196,3 +196,13 @@ def test_masks_over_the_keys_alone_are_padding(mask: Tensor) -> None:
     """As flash attention takes them, from models that make their own."""
     found = read(mask, 4, False, torch.float32)
     assert torch.equal(visible(found, 1, 2, 4)[0, 0], (mask != 0).expand(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 3, 4, 4), (2, 1, 1, 4), (1, 4, 4)], ids=str)
+def test_complete_masks_of_integers_are_refused(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """As transformers' sdpa does: they are neither structures of ours nor scores."""
+    mask = torch.ones(4, 4).tril()[-shape[-2] :].expand(shape).to(dtype)
+    with pytest.raises(TypeError, match=f"metal_attention: attention_mask must be.*got {dtype}"):
+        read(mask, 4, True, torch.float32)
+    assert read(mask.bool(), 4, True, torch.float32).bias is not None

@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "part of a row": {"rotary_dim": 24, "interleaved": False, "page_size": 8},
     "queries at one position": {"rotary_dim": 32, "rotate_rows": False},
     "packed": {**PACKED, "rotary_dim": 64, "page_size": 8, "k_format": "int8"},
+    "packed queries at one position": {**PACKED, "rotary_dim": 32, "rotate_rows": False},
     "odd dimensions": {"head_dim": 33, "head_dim_v": 7, "rotary_dim": 6},
     "strided": {"strided": True, "rotary_dim": 64},
     "strided codes": {"strided": True, "k_format": "int4", "v_format": "fp8", "page_size": 8},

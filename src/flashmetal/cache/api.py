@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import batch_of_offsets, fact_of
 from ..ops import attend
-from ..request import AttentionInputs, Request, make_request
-from ..settled import once
+from ..request import AttentionInputs, Request, as_length, make_request
 from .append import AppendInputs, AppendRequest
 from .ops import append_and_attend
 
@@ -178,13 +178,20 @@ def _attend_to_cache(
 ) -> tuple[Tensor, Tensor]:
     function, q = request.function, inputs.q
     for name, x in (("q", q), ("k_cache", inputs.k), ("v_cache", inputs.v)):
-        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] users' calls
-            raise TypeError(f"{function}: {name} must be a torch.Tensor, got {type(x).__name__}")
-    starts = inputs.cu_seqlens_q
-    batch = q.shape[0] if starts is None else starts.shape[0] - 1
+        _check_tensor(function, name, x)
+    starts, batch = inputs.cu_seqlens_q, q.shape[0]
+    if starts is not None:
+        _check_tensor(function, "cu_seqlens_q", starts)
+        batch = batch_of_offsets(function, "cu_seqlens_q", fact_of(starts))
     seqlens = cache.seqlens
     if isinstance(seqlens, (int, torch.SymInt)):
         seqlens = torch.full((batch,), seqlens, dtype=torch.int32, device=q.device)
+    elif seqlens is not None:
+        _check_tensor(function, "cache_seqlens", seqlens, "an int or ")
+    elif starts is not None:
+        raise TypeError(
+            f"{function}: packed queries need cache_seqlens, the keys of each sequence, got None"
+        )
     inputs = _with_cache(inputs, cache, batch, function)
     if new.k is None and new.v is None:
         if new.cos is not None or new.sin is not None:
@@ -196,7 +203,6 @@ def _attend_to_cache(
     if seqlens is None or new.k is None or new.v is None:
         missing = "cache_seqlens" if seqlens is None else "k" if new.k is None else "v"
         raise TypeError(f"{function}: an append needs k, v and cache_seqlens, got {missing}=None")
-    used = _used(seqlens, new.k, new.cu_seqlens_new)
     append = AppendInputs(
         q if new.cos is not None else None,
         new.k,
@@ -223,15 +229,13 @@ def _attend_to_cache(
         request.impl,
         request.validate,
     )
-    return append_and_attend(append, how, inputs._replace(seqused_k=used), request)
+    return append_and_attend(append, how, inputs, request)
 
 
-def _used(seqlens: Tensor, k: Tensor, cu_seqlens_new: Tensor | None) -> Tensor:
-    """The keys of each sequence after an append."""
-    if cu_seqlens_new is None:
-        return once((seqlens,), ("seqused_k", k.shape[1]), lambda: seqlens + k.shape[1])
-    new = cu_seqlens_new
-    return once((seqlens, new), "seqused_k", lambda: seqlens + new.diff())
+def _check_tensor(function: str, name: str, x: object, others: str = "") -> None:
+    if not isinstance(x, Tensor):
+        got = type(x).__name__
+        raise TypeError(f"{function}: {name} must be {others}a torch.Tensor, got {got}")
 
 
 def _with_cache(
@@ -246,6 +250,7 @@ def _with_cache(
                 f"{function}: cache_batch_idx picks rows of a contiguous cache and block_table "
                 "pages of a paged one; pass one of them"
             )
+        _check_tensor(function, "cache_batch_idx", index)
         if index.dtype != torch.int32 or index.shape != (batch,):
             raise ValueError(
                 f"{function}: cache_batch_idx must be ({batch},) int32, got {tuple(index.shape)} "
@@ -281,6 +286,9 @@ def _longest(
     function: str, q: Tensor, starts: Tensor | None, max_seqlen_q: int | None
 ) -> int | None:
     """max_seqlen_q of packed queries; all of them may be of one sequence."""
+    if max_seqlen_q is not None:
+        max_seqlen_q = as_length(function, "max_seqlen_q", max_seqlen_q)
+    _check_tensor(function, "q", q)
     if starts is None:
         if max_seqlen_q is not None and max_seqlen_q < q.shape[1]:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..checks import DTYPES, Facts, check_cache, check_lengths_tensor, fact_of, row_length, words
+from ..checks import DTYPES, Facts, batch_of_offsets, check_cache, fact_of, row_length, words
 from ..settled import once
 from ..value_checks import check_pages, checked_offsets, is_readable
 from .formats import stored_format
@@ -99,7 +99,7 @@ class CacheAppend(NamedTuple):
         """Describe an append, or raise ValueError or TypeError naming the public function."""
         function, given = request.function, _given(inputs, request.function)
         k, cache = given["k"], given["k_cache"]
-        batch, seqlen_new = _rows(function, "new", given, "k", request.max_seqlen_new)
+        batch, seqlen_new = _rows(function, "k_new", given, "k", request.max_seqlen_new)
         seqlen_q, heads_q = 0, 0
         if "q" in given:
             batch_q, seqlen_q = _rows(function, "q", given, "q", request.max_seqlen_q)
@@ -136,7 +136,13 @@ class CacheAppend(NamedTuple):
 
 
 _PUBLIC_NAMES = tuple(
-    {"k_new": "k", "v_new": "v", "cos": "rotary_cos", "sin": "rotary_sin"}.get(name, name)
+    {
+        "k_new": "k",
+        "v_new": "v",
+        "cos": "rotary_cos",
+        "sin": "rotary_sin",
+        "cu_seqlens_new": "cu_seqlens_k_new",
+    }.get(name, name)
     for name in AppendInputs._fields
 )
 
@@ -176,11 +182,9 @@ def _rows(
         raise ValueError(f"{function}: {name} must be {layout}, got {words(shape)}")
     if starts is None:
         return shape[0], shape[1]
-    check_lengths_tensor(function, f"cu_seqlens_{side}", starts, "(batch + 1,)")
-    if starts[0][0] < 1:
-        raise ValueError(f"{function}: cu_seqlens_{side} must hold batch + 1 offsets, got none")
+    batch = batch_of_offsets(function, f"cu_seqlens_{side}", starts)
     # The longest is only an upper bound: all the rows are one.
-    return starts[0][0] - 1, shape[0] if longest is None else longest
+    return batch, shape[0] if longest is None else longest
 
 
 def _check_new_rows(function: str, given: dict[str, Facts]) -> None:
@@ -249,10 +253,13 @@ def _check_append_lengths(
     new = [problem.seqlen_new] * problem.batch
     if inputs.cu_seqlens_new is not None:
         rows = inputs.k_new.shape[0], problem.seqlen_new
-        starts = checked_offsets(function, "new", inputs.cu_seqlens_new, *rows)
+        starts = checked_offsets(function, "k_new", inputs.cu_seqlens_new, *rows)
         new = list(map(operator.sub, starts[1:], starts))
+    queries = [problem.seqlen_q] * problem.batch
     if inputs.cu_seqlens_q is not None and inputs.q is not None:
-        checked_offsets(function, "q", inputs.cu_seqlens_q, inputs.q.shape[0], problem.seqlen_q)
+        rows = inputs.q.shape[0], problem.seqlen_q
+        starts = checked_offsets(function, "q", inputs.cu_seqlens_q, *rows)
+        queries = list(map(operator.sub, starts[1:], starts))
     before = cast("list[int]", lengths.tolist())
     for index, (length, count) in enumerate(zip(before, new, strict=True)):
         if length < 0 or length + count > problem.capacity:
@@ -264,14 +271,30 @@ def _check_append_lengths(
         check_pages(function, inputs.block_table, inputs.k_cache.shape[0])
         _check_written_pages(problem, inputs, function, before, new)
     if inputs.cos is not None:
-        starts = before
-        if inputs.rotary_seqlens is not None:
-            starts = cast("list[int]", inputs.rotary_seqlens.tolist())
-        last = max((s + n for s, n in zip(starts, new, strict=True)), default=0)
-        if last > inputs.cos.shape[0] or min(starts, default=0) < 0:
+        if not problem.rotate_rows:
+            queries = [min(count, 1) for count in queries]
+        _check_angles(
+            inputs, inputs.cos.shape[0], function, before, {"new key": new, "query": queries}
+        )
+
+
+def _check_angles(
+    inputs: AppendInputs,
+    positions: int,
+    function: str,
+    before: list[int],
+    turned: dict[str, list[int]],
+) -> None:
+    """The tables of a rotation reach the last of the rows ``turned``, counts from the start."""
+    starts = before
+    if inputs.rotary_seqlens is not None:
+        starts = cast("list[int]", inputs.rotary_seqlens.tolist())
+    for row, counts in turned.items():
+        last = max(map(operator.add, starts, counts), default=0)
+        if last > positions or min(starts, default=0) < 0:
             raise ValueError(
-                f"{function}: rotary_cos has {inputs.cos.shape[0]} positions, and the last new key "
-                f"stands at {last - 1}"
+                f"{function}: rotary_cos has {positions} positions, and the last {row} stands at "
+                f"{last - 1}"
             )
 
 

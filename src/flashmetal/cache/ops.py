@@ -13,6 +13,8 @@ from ..ops import attend, is_unwatched
 from ..plan import plan, set_aside
 from ..problem import AttentionProblem
 from ..request import AttentionInputs, Request
+from ..settings import choice
+from ..settled import once
 from ..value_checks import check_lengths
 from .append import AppendInputs, AppendRequest, CacheAppend, check_append_lengths
 
@@ -37,10 +39,12 @@ def append_and_attend(
 ) -> tuple[Tensor, Tensor]:
     """(o, lse) of a call on a cache into which new keys and values are written first.
 
-    ``inputs`` are those after the append, but for q, which is rotated where ``new`` has it. Both
-    halves are checked before anything is written.
+    ``inputs`` are those of the attention, whose q is rotated where ``new`` has it and whose keys
+    are those after the append. Both halves are checked before anything is written.
     """
-    append, problem = CacheAppend.of(new, how), AttentionProblem.of(inputs, request)
+    append = CacheAppend.of(new, how)
+    inputs = inputs._replace(seqused_k=_used(new))
+    problem = AttentionProblem.of(inputs, request)
     if problem.needs_grad:
         raise NotImplementedError(
             f"{request.function}: an append to a cache records no gradients; call under "
@@ -50,10 +54,19 @@ def append_and_attend(
         _check_values(append, new, how)
         check_lengths(problem, inputs, request)
         plan(problem, request.impl, request.kernel)
-    rotated = _run(append, new, how) if is_unwatched(new) else _append_op(*new, *how)
+    is_direct = append.device != "meta" and is_unwatched(new)
+    rotated = _run(append, new, how) if is_direct else _append_op(*new, *how)
     if append.rotary_dim and rotated is not None:
         inputs = inputs._replace(q=rotated)
     return attend(inputs, request)
+
+
+def _used(new: AppendInputs) -> Tensor:
+    """The keys of each sequence after an append."""
+    before, starts, rows = new.cache_seqlens, new.cu_seqlens_new, new.k_new.shape[1]
+    if starts is None:
+        return once((before,), ("seqused_k", rows), lambda: before + rows)
+    return once((before, starts), "seqused_k", lambda: before + starts.diff())
 
 
 def _check_values(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> None:
@@ -70,7 +83,7 @@ def _run(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> 
     try:
         q = _engine(problem, request.impl).append(problem, inputs)
     except metal.SetAside as refusal:  # at its first use: nothing is written yet
-        if request.impl == "metal":
+        if choice(request.impl)[0] == "metal":
             raise
         set_aside(problem, "append", refusal.reason)
         _check_values(problem, inputs, request)
@@ -83,6 +96,7 @@ def _run(problem: CacheAppend, inputs: AppendInputs, request: AppendRequest) -> 
 
 def _engine(problem: CacheAppend, impl: str) -> Any:
     """The engine of an append: Metal on Apple GPUs or where it is asked for, else torch's."""
+    impl, _ = choice(impl)
     if impl != "metal" and (impl != "auto" or problem.device != "mps"):
         return portable
     reason = metal.refuse_append(problem)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,12 @@ class CacheFullError(RuntimeError):
 
 @dataclass
 class PagedSequence:
-    """One sequence: its pages in order, -1 for those evicted, and its keys."""
+    """One sequence: its pages in order, -1 for those evicted, its keys, and the pages it keeps
+    whatever its keys."""
 
     pages: list[int] = field(default_factory=list[int])
     length: int = 0
+    reserved: int = 0
 
     @property
     def evicted(self) -> int:
@@ -47,9 +50,10 @@ class PagePool:
         """A new sequence that has the pages for ``tokens`` keys."""
         if tokens < 0:
             raise ValueError(f"PagedKVCache.allocate: tokens must be at least 0, got {tokens}")
-        self._require("allocate", self._pages_of(tokens))
-        sequence = PagedSequence()
-        self._grow(sequence, self._pages_of(tokens))
+        pages = self._pages_of(tokens)
+        self._require("allocate", pages)
+        sequence = PagedSequence(reserved=pages)
+        self._grow(sequence, pages)
         return self._add(sequence)
 
     def fork(self, sequence: int) -> int:
@@ -67,7 +71,7 @@ class PagePool:
         del self.sequences[sequence]
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Keep the first ``length`` keys and the pages that hold them."""
+        """Keep the first ``length`` keys, the pages that hold them and those that are reserved."""
         found = self.find("truncate", sequence)
         if not found.evicted * self.page_size <= length <= found.length:
             raise ValueError(
@@ -75,7 +79,7 @@ class PagePool:
                 f"{found.evicted * self.page_size} evicted and the {found.length} keys of sequence "
                 f"{sequence}, got {length}"
             )
-        keep = self._pages_of(length)
+        keep = max(self._pages_of(length), found.reserved)
         self._drop(found.pages[keep:])
         del found.pages[keep:]
         found.length = length
@@ -126,12 +130,27 @@ class PagePool:
             self._grow(found, count)
         return copies
 
-    def advance(self, sequences: Mapping[int, int], lengths: Sequence[int]) -> None:
-        """Count the new keys of sequences that had ``lengths`` when the pages were found."""
+    @contextmanager
+    def undoing(self, method: str, sequence: int) -> Generator[None]:
+        """Take back the pages that a sequence gets within, if what is done there raises."""
+        found = self.find(method, sequence)
+        references, pages = [*self._references], [*found.pages]
+        try:
+            yield
+        except BaseException:
+            self._references, found.pages = references, pages
+            raise
+
+    def advance(
+        self,
+        sequences: Mapping[int, int],
+        lengths: Sequence[int],
+        pages: Sequence[Sequence[int]],
+    ) -> None:
+        """Count the new keys of sequences that had ``lengths`` keys and ``pages`` for all."""
         found = {number: self.find("commit", number) for number in sequences}
-        for (number, sequence), length in zip(found.items(), lengths, strict=True):
-            end = self._pages_of(sequence.length + sequences[number])
-            if end > len(sequence.pages) or sequence.length != length:
+        for (number, sequence), length, held in zip(found.items(), lengths, pages, strict=True):
+            if sequence.length != length or sequence.pages[: len(held)] != [*held]:
                 raise ValueError(
                     f"PagedKVCache.commit: sequence {number} has changed since the step was made; "
                     "a step is committed once, before other changes of its sequences"
@@ -160,16 +179,16 @@ class PagePool:
         pages = [page for page, count in enumerate(self._references) if count]
         order = {page: index for index, page in enumerate([-1, *pages], -1)}
         sequences = {
-            str(number): [[order[page] for page in sequence.pages], sequence.length]
-            for number, sequence in self.sequences.items()
+            str(number): [[order[page] for page in s.pages], s.length, s.reserved]
+            for number, s in self.sequences.items()
         }
         return pages, {"sequences": sequences, "next": self._next}
 
     def restore(self, state: Mapping[str, Any]) -> int:
         """Take over a saved state; the pages it uses, which are the first."""
         found = {
-            int(number): PagedSequence([int(page) for page in pages], int(length))
-            for number, (pages, length) in state["sequences"].items()
+            int(number): PagedSequence([int(page) for page in pages], *map(int, counts))
+            for number, (pages, *counts) in state["sequences"].items()
         }
         pages = [page for sequence in found.values() for page in sequence.pages]
         held = max(pages, default=-1) + 1

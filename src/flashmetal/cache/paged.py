@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import DTYPES
+from ..request import as_length
 from ..settled import settle
 from .append import AppendInputs, AppendRequest
 from .formats import check_format, dequantise, scale_shape, stored_shape
@@ -45,7 +47,8 @@ class CacheShape(NamedTuple):
 class CacheStep(NamedTuple):
     """The sequences of one model step, packed one after the other, and where their keys lie.
 
-    Its tensors are not to be written to: what the first layer reads in them serves the others.
+    Its tensors are not to be written to: what the first layer reads in them serves the others. It
+    is of no use once its sequences have changed or the cache was defragmented.
     """
 
     sequences: dict[int, int]  # and the new tokens of each
@@ -54,6 +57,7 @@ class CacheStep(NamedTuple):
     cu_seqlens: Tensor  # (B + 1,) int32, of the new tokens
     longest: int
     lengths: tuple[int, ...]  # before the step, as in cache_seqlens
+    pages: tuple[tuple[int, ...], ...]  # as in block_table
 
     def arguments(self) -> dict[str, Any]:
         """For :func:`.cache.api.flash_attn_3_with_kvcache`, beside q, k, v and the layer's."""
@@ -88,10 +92,16 @@ class PagedKVCache:
     """Keys and values of many sequences in one pool of pages, for every layer of a model."""
 
     def __init__(self, shape: CacheShape, device: torch.device | str = "cpu") -> None:
-        """Allocate the whole pool; ValueError where a size or a format is wrong."""
-        for name, size in shape._asdict().items():
-            if isinstance(size, int) and size < 1:
+        """Allocate the whole pool; ValueError or TypeError where the shape is wrong."""
+        for name in CacheShape._fields[:6]:
+            size = as_length("PagedKVCache", name, getattr(shape, name))
+            if size < 1:
                 raise ValueError(f"PagedKVCache: {name} must be at least 1, got {size}")
+        if shape.dtype not in DTYPES:
+            raise TypeError(
+                "PagedKVCache: dtype must be one of float16, bfloat16, float32 and float64, got "
+                f"{shape.dtype}; k_format and v_format are for quantised caches"
+            )
         check_format("PagedKVCache", "k_format", shape.k_format, shape.head_dim)
         check_format("PagedKVCache", "v_format", shape.v_format, shape.head_dim_v)
         self.shape = shape
@@ -116,9 +126,10 @@ class PagedKVCache:
     def allocate(self, tokens: int = 0) -> int:
         """A new, empty sequence with pages for ``tokens`` keys, side by side where there is room.
 
-        Raises CacheFullError where so many pages are not free.
+        They stay the sequence's own until it is released, or evicted from. Raises CacheFullError
+        where so many pages are not free.
         """
-        return self._pool.allocate(tokens)
+        return self._pool.allocate(as_length("PagedKVCache.allocate", "tokens", tokens))
 
     def release(self, sequence: int) -> None:
         """Give a sequence up; its pages are free once no fork needs them."""
@@ -129,22 +140,36 @@ class PagedKVCache:
         return self._pool.fork(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget the keys from ``length`` on, as after rejected speculation."""
-        self._pool.truncate(sequence, length)
+        """Forget the keys from ``length`` on, as after rejected speculation.
+
+        Their pages are freed, but for those that :meth:`allocate` took.
+        """
+        self._pool.truncate(sequence, as_length("PagedKVCache.truncate", "length", length))
 
     def evict(self, sequence: int, keys: int) -> None:
         """Hide the pages that hold only keys before ``keys``, and free them.
 
         Positions stay: attention skips the hidden keys as a window would.
         """
-        self._pool.evict(sequence, keys)
+        self._pool.evict(sequence, as_length("PagedKVCache.evict", "keys", keys))
 
     def step(self, sequences: Mapping[int, int]) -> CacheStep:
         """Make room for new tokens of some sequences, and say where their keys lie.
 
         Pages shared with a fork that are to be written are copied first. Raises CacheFullError
-        where the pages are not free, ValueError for an unknown sequence or a negative count.
+        where the pages are not free, ValueError for an unknown sequence or a negative count, and
+        TypeError for one that is no int.
         """
+        function = "PagedKVCache.step"
+        if not isinstance(sequences, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] users' calls
+            raise TypeError(
+                f"{function}: sequences must be a mapping of each to its new tokens, got "
+                f"{type(sequences).__name__}"
+            )
+        sequences = {
+            s: as_length(function, f"the new tokens of sequence {s!r}", count)
+            for s, count in sequences.items()
+        }
         for page, copy in self._pool.reserve(sequences):
             for x in self._tensors.values():
                 x[:, copy] = x[:, page]
@@ -161,11 +186,15 @@ class PagedKVCache:
         table = table.view(-1, width)
         settle(table, seqlens, cu_seqlens)
         most = max(counts, default=0)
-        return CacheStep(dict(sequences), table, seqlens, cu_seqlens, most, tuple(lengths))
+        held = tuple(map(tuple, tables))
+        return CacheStep(sequences, table, seqlens, cu_seqlens, most, tuple(lengths), held)
 
     def commit(self, step: CacheStep) -> None:
-        """Count the keys that the attention calls of a step have written."""
-        self._pool.advance(step.sequences, step.lengths)
+        """Count the keys that the attention calls of a step have written.
+
+        Raises ValueError where one of its sequences has changed, or moved, since it was made.
+        """
+        self._pool.advance(step.sequences, step.lengths, step.pages)
 
     def layer(self, layer: int) -> dict[str, Tensor]:
         """k_cache, v_cache and the scales of one layer, as the attention functions take them."""
@@ -173,31 +202,40 @@ class PagedKVCache:
 
     def append(self, sequence: int, k: Tensor, v: Tensor) -> None:
         """Write keys (layers, S, Hk, D) and values (layers, S, Hk, Dv) behind a sequence's."""
-        shape = self.shape
-        rows = k.shape[1] if k.ndim == 4 else 0
+        shape, device = self.shape, self._tensors["k_cache"].device
+        rows = k.shape[1] if isinstance(k, Tensor) and k.ndim == 4 else 0  # pyright: ignore[reportUnnecessaryIsInstance] users' calls
         for name, x, head_dim in (("k", k, shape.head_dim), ("v", v, shape.head_dim_v)):
             expected = shape.layers, rows, shape.heads, head_dim
-            if tuple(x.shape) != expected or x.dtype != shape.dtype:
-                raise ValueError(
-                    f"PagedKVCache.append: {name} must be {expected} in {shape.dtype}, got "
-                    f"{tuple(x.shape)} in {x.dtype}"
+            if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] likewise
+                raise TypeError(
+                    f"PagedKVCache.append: {name} must be a torch.Tensor, got {type(x).__name__}"
                 )
-        step = self.step({sequence: rows})
-        for layer in range(shape.layers):
-            caches = self.layer(layer)
-            inputs = AppendInputs(
-                q=None,
-                k_new=k[None, layer],
-                v_new=v[None, layer],
-                k_cache=caches["k_cache"],
-                v_cache=caches["v_cache"],
-                cache_seqlens=step.cache_seqlens,
-                block_table=step.block_table,
-                k_scale=caches.get("k_scale"),
-                v_scale=caches.get("v_scale"),
-            )
-            append_to_cache(inputs, AppendRequest("PagedKVCache.append"))
+            if (tuple(x.shape), x.dtype, x.device) != (expected, shape.dtype, device):
+                raise ValueError(
+                    f"PagedKVCache.append: {name} must be {expected} in {shape.dtype} on {device}, "
+                    f"got {tuple(x.shape)} in {x.dtype} on {x.device}"
+                )
+        with self._pool.undoing("append", sequence):
+            step = self.step({sequence: rows})
+            for layer in range(shape.layers):
+                self._append_to_layer(step, self.layer(layer), k[None, layer], v[None, layer])
         self.commit(step)
+
+    def _append_to_layer(
+        self, step: CacheStep, caches: dict[str, Tensor], k: Tensor, v: Tensor
+    ) -> None:
+        inputs = AppendInputs(
+            q=None,
+            k_new=k,
+            v_new=v,
+            k_cache=caches["k_cache"],
+            v_cache=caches["v_cache"],
+            cache_seqlens=step.cache_seqlens,
+            block_table=step.block_table,
+            k_scale=caches.get("k_scale"),
+            v_scale=caches.get("v_scale"),
+        )
+        append_to_cache(inputs, AppendRequest("PagedKVCache.append"))
 
     def gather(self, sequence: int, layer: int) -> tuple[Tensor, Tensor]:
         """A dense copy of the keys (S, Hk, D) and values that are not evicted, dequantised."""
@@ -215,7 +253,10 @@ class PagedKVCache:
         return k, v
 
     def defragment(self) -> int:
-        """Put the pages of each sequence side by side, from the front; the pages moved."""
+        """Put the pages of each sequence side by side, from the front; the pages moved.
+
+        Steps that were made before are not to be used any more.
+        """
         moves = self._pool.defragment()
         if moves:
             old = torch.tensor(list(moves), device=self.device)
@@ -258,7 +299,7 @@ class PagedKVCache:
 
         described, state, tensors = load(path)
         shape = CacheShape(**described)
-        cache = cls(shape._replace(pages=pages or shape.pages), device)
+        cache = cls(shape._replace(pages=shape.pages if pages is None else pages), device)
         held = cache._pool.restore(state)
         for name, x in cache._tensors.items():
             if name not in tensors or tensors[name].shape != x[:, :held].shape:

@@ -20,7 +20,11 @@ def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
     """
     lengths = inputs.cu_seqlens_new, inputs.cache_seqlens, inputs.block_table
     new, place = once(lengths, (_placed, problem), lambda: _placed(problem, inputs))
-    k_new = inputs.k_new
+    k_new, q = inputs.k_new, inputs.q
+    # All that may raise comes before the writes.
+    if q is not None and problem.rotary_dim:
+        rows = _rows(problem.seqlen_q, q, inputs.cu_seqlens_q)
+        q = rotate(problem, inputs, q, _angles(inputs, rows, problem.rotate_rows))
     if problem.rotary_dim:
         k_new = rotate(problem, inputs, k_new, _angles(inputs, new, True))
     written = (
@@ -32,10 +36,7 @@ def append(problem: CacheAppend, inputs: AppendInputs) -> Tensor | None:
         cache[place] = codes
         if scales is not None and scale is not None:
             scales[place] = scale
-    if inputs.q is None or not problem.rotary_dim:
-        return inputs.q
-    rows = _rows(problem.seqlen_q, inputs.q, inputs.cu_seqlens_q)
-    return rotate(problem, inputs, inputs.q, _angles(inputs, rows, problem.rotate_rows))
+    return q
 
 
 def _placed(problem: CacheAppend, inputs: AppendInputs) -> tuple[_Rows, tuple[Tensor, Tensor]]:
@@ -68,7 +69,8 @@ def _angles(inputs: AppendInputs, rows: _Rows, by_row: bool) -> Tensor:
     """The position each row is rotated by, as an index into cos and sin."""
     starts = inputs.cache_seqlens if inputs.rotary_seqlens is None else inputs.rotary_seqlens
     start = starts[rows.sequence]
-    return start + rows.row if by_row else start.expand(start.shape[0], rows.row.shape[-1])
+    position = start + rows.row
+    return position if by_row else start.expand_as(position)
 
 
 def rotate(problem: CacheAppend, inputs: AppendInputs, x: Tensor, position: Tensor) -> Tensor:

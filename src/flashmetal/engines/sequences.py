@@ -114,6 +114,12 @@ def compute_dtype(problem: AttentionProblem) -> torch.dtype:
     return torch.float64 if problem.dtype == torch.float64 else torch.float32
 
 
+def is_positive(scale: float, dtype: torch.dtype) -> bool:
+    """Whether a scale is above 0 as a dtype has it, also where numbers below its least normal one
+    count as 0."""
+    return scale >= torch.finfo(dtype).tiny
+
+
 def new_outputs(
     problem: AttentionProblem, inputs: AttentionInputs, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:

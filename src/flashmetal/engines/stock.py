@@ -1,9 +1,10 @@
 """Torch's own fused kernels, where they give the contract's answer: on CPUs here.
 
 What the kernel does otherwise is kept from it: it dies on an empty key sequence, reads a last
-stride other than 1 wrongly, aligns causal to the top left, and gives a row without a visible key
-lse 0. Rows of that last kind are the first ones of a causal call and never reach it. Of a paged
-cache it reads neighbouring pages, and copies of few keys; the other sequences go panel by panel.
+stride other than 1 wrongly, aligns causal to the top left, where a scale that is not positive makes
+NaN, and gives a row without a visible key lse 0. Rows of that last kind are the first ones of a
+causal call and never reach it. Of a paged cache it reads neighbouring pages, and copies of few
+keys; the other sequences go panel by panel.
 
 Half types are served in float32: in them the kernel's exponentials put a larger error into the lse
 than it is allowed (tests/engines/test_stock_hazards.py). The price is paid on CPUs with matrix
@@ -27,7 +28,14 @@ from ..request import AttentionInputs
 from ..settled import once
 from . import panels, portable, stock_cuda
 from .key_value import CachedKeys
-from .sequences import compute_dtype, fits_together, key_bounds, new_outputs, sequences
+from .sequences import (
+    compute_dtype,
+    fits_together,
+    is_positive,
+    key_bounds,
+    new_outputs,
+    sequences,
+)
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Up to so many query rows, and from so many elements of k, the time goes into reading k and v.
@@ -52,6 +60,10 @@ def refuse(problem: AttentionProblem) -> str | None:
         (problem.bias is not None, "torch's fused CPU kernel gives lse 0 where a bias hides a row"),
         (problem.window_left >= 0, "torch's fused CPU kernel would compute outside the window"),
         (problem.window_right > 0, "torch's fused CPU kernel would compute outside the window"),
+        (
+            problem.window_right == 0 and not is_positive(problem.scale, compute_dtype(problem)),
+            "torch's fused CPU kernel multiplies hidden scores by the scale, which is not positive",
+        ),
         (
             problem.head_dim != problem.head_dim_v,
             "torch's fused CPU kernel needs v to have the head dimension of q and k",

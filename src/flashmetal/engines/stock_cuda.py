@@ -27,7 +27,7 @@ from ..pieces import Piece, cut, visible
 from ..problem import AttentionProblem
 from ..request import AttentionInputs
 from . import installed_flash_attn
-from .sequences import new_outputs
+from .sequences import is_positive, new_outputs
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _LARGEST = 256
@@ -77,6 +77,11 @@ def _refuse_all(problem: AttentionProblem) -> str | None:
             "torch's flash attention reads no paged or quantised cache here",
         ),
         (problem.leftpad_k, "torch's flash attention has no left padding"),
+        (
+            # The largest score, hidden ones -inf, is found before the scale turns them around.
+            not is_positive(problem.scale, torch.float32),
+            "flash attention needs a scale above 0",
+        ),
         (problem.dropout_p > 0.0, "torch's flash attention drops other entries than philox.py"),
         (problem.bias is not None, "torch's flash attention takes no bias"),
         (

@@ -86,6 +86,8 @@ def attention(
         key, value = key[:, :seen], value[:, :seen]
     if attn_mask is not None and attn_mask.shape == key.shape[:2]:
         attn_mask = attn_mask[:, None, None]
-    bias = None if attn_mask is None else bias_of_mask(attn_mask, query.dtype, key.shape[1])
+    bias = None
+    if attn_mask is not None:
+        bias = bias_of_mask(attn_mask, query.dtype, key.shape[1], f"{NAME}: attn_mask")
     options: dict[str, Any] = dict(dropout_p=dropout_p, softmax_scale=scale, window_size=window)
     return flash_attn_func(query, key, value, **options, bias=bias, return_lse=return_lse)

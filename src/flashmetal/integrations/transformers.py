@@ -5,7 +5,8 @@
 >>> model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="metal_attention")
 
 No model is patched: an attention and its mask are registered, under two names. "metal_attention"
-serves forward and generate of every model. "metal_flash_attention" serves ``generate_batch`` too,
+serves forward and generate of every model that asks transformers for its attention; the others, as
+Bloom and MPT, are refused by name. "metal_flash_attention" serves ``generate_batch`` too,
 and makes models treat attention as flash attention: vision towers pass packed images, for one.
 transformers looks names with "flash" in them up among the packages it knows, in one method, before
 which :func:`register` puts a function that knows ours.
@@ -66,6 +67,8 @@ def _accepting_our_name(before: Callable[..., str]) -> Callable[..., str]:
             raise NotImplementedError(
                 f"{FLASH_NAME}: generate_batch needs transformers 5.20 or later; use generate()"
             )
+        if attn_implementation in (NAME, FLASH_NAME):
+            _check_uses_interface(self, attn_implementation)
         if attn_implementation != FLASH_NAME:
             return before(self, attn_implementation, *args, **kwargs)
         if not self._supports_flash_attn:
@@ -77,6 +80,20 @@ def _accepting_our_name(before: Callable[..., str]) -> Callable[..., str]:
 
     setattr(check, "before_flashmetal", before)  # noqa: B010 a function has no such attribute
     return check
+
+
+def _check_uses_interface(model: Any, name: str) -> None:
+    """ValueError for a model whose own code computes attention.
+
+    transformers keeps what it finds in the source; a model of a notebook has none, and passes.
+    """
+    model._can_set_attn_implementation()
+    if getattr(model, "_can_set_attn_implementation_cached_value", None) is False:
+        raise ValueError(
+            f"{name}: {type(model).__name__} does not use transformers' attention interface, so no "
+            "implementation can be set; leave attn_implementation out, or for a part of a model "
+            f'pass {{"": "{name}", "<part>_config": "eager"}}'
+        )
 
 
 def attention(

@@ -259,23 +259,26 @@ def read(mask: Tensor | None, keys: int, causal: bool, dtype: torch.dtype) -> St
     """What a mask says to a layer of so many keys; ``causal`` is asked where the mask does not.
 
     Masks of the caller's may also be (B, Sk), nonzero for real keys, or complete, (B, Hq|1, Sq|1,
-    Sk), boolean (True is visible) or additive. A bias is made in ``dtype``.
+    Sk), boolean (True is visible) or additive, else TypeError. A bias is made in ``dtype``.
     """
     if mask is None:
         return Structure(Band(causal), keys)
-    if mask.ndim == 4 and mask.dtype in (torch.int8, torch.uint8):
+    # A complete mask of a caller's has one head or further queries.
+    is_structure = mask.ndim == 4 and mask.shape[2] == 1 < mask.shape[1]
+    if is_structure and mask.dtype in (torch.int8, torch.uint8):
         # One of ours, or transformers' copy of it: made once a step, read by every layer.
         settle(mask)
         return once((mask,), (_read_band, dtype), lambda: _read_band(mask, dtype))
     if mask.ndim == 2:
         real = (mask != 0)[:, None, None, :]
         return Structure(Band(causal), mask.shape[1], bias_of_mask(real, dtype, mask.shape[1]))
-    if mask.dtype == torch.int64:
+    if is_structure and mask.dtype == torch.int64:
         ends = mask[0, 0, 0, : mask.shape[0]].to(torch.int32)
         size, windowed = divmod(mask.shape[1], 2)
         band, longest = (Band(True, size), keys) if windowed else (Band(True), size)
         return Structure(band, keys, ends=ends, longest=longest)
-    return Structure(Band(False), keys, bias_of_mask(mask, dtype, mask.shape[-1]))
+    bias = bias_of_mask(mask, dtype, mask.shape[-1], "metal_attention: attention_mask")
+    return Structure(Band(False), keys, bias)
 
 
 def _read_band(mask: Tensor, dtype: torch.dtype) -> Structure:

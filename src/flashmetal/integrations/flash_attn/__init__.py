@@ -14,11 +14,10 @@ switches both off.
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 
-from .finder import ORIGIN, SWITCH, Finder, is_ours, real_flash_attn
+from .finder import ORIGIN, SWITCH, Finder, is_ours, real_flash_attn, switch
 
 __all__ = ["install", "uninstall"]
 
@@ -30,12 +29,16 @@ def install(*, metadata: bool = False) -> None:
         metadata: let importlib.metadata list a distribution "flash-attn" 2.8.3 too. Without it
             diffusers does not offer its "flash" backends, and version pins are not misled.
 
+    Raises:
+        ValueError: FLASHMETAL_FLASH_ATTN has a value that means nothing.
+
     Warns:
         UserWarning: nothing is served, and why.
     """
+    is_off = switch() == "0"
     _remove_finders()
     sys.meta_path.append(Finder(metadata))
-    if os.environ.get(SWITCH) == "0":
+    if is_off:
         reason = f"{SWITCH}=0 is set in the environment"
     elif (place := real_flash_attn()) is not None:
         reason = f"a real flash_attn was found at {place}"

@@ -35,6 +35,14 @@ _SOURCES = {
 }
 
 
+def switch() -> str:
+    """What the environment says, "" for nothing; ValueError where that means nothing."""
+    value = os.environ.get(SWITCH, "")
+    if value not in ("", "0", "metadata"):
+        raise ValueError(f"{SWITCH} must be one of 0, metadata, got {value!r}")
+    return value
+
+
 def is_ours(module: "ModuleType | None") -> bool:
     """Whether a module came from a :class:`Finder`."""
     return getattr(getattr(module, "__spec__", None), "origin", None) == ORIGIN
@@ -70,7 +78,7 @@ class Finder:
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
         """The spec of one of our modules; parts of a real flash_attn are never mixed with ours."""
-        if name not in _SOURCES or os.environ.get(SWITCH) == "0":
+        if name not in _SOURCES or switch() == "0":
             return None
         parent = name.rpartition(".")[0]
         if not is_ours(sys.modules.get(parent)) if parent else real_flash_attn():
@@ -85,8 +93,8 @@ class Finder:
         self, context: "DistributionFinder.Context | None" = None
     ) -> "Iterator[Distribution]":
         """Where metadata is wanted, a distribution "flash-attn" for importlib.metadata."""
-        switch = os.environ.get(SWITCH)
-        if switch == "0" or not (self.metadata or switch == "metadata") or real_flash_attn():
+        value = os.environ.get(SWITCH)  # a wrong one is an error of flash_attn's import alone
+        if value == "0" or not (self.metadata or value == "metadata") or real_flash_attn():
             return
         wanted = getattr(context, "name", None)
         if wanted is None or wanted.lower().replace("_", "-") == "flash-attn":
@@ -107,6 +115,8 @@ class _Loader:
         module.__doc__ = found.__doc__
         for name in found.__all__:
             setattr(module, name, getattr(found, name))
+        if module.__name__ == "flash_attn":
+            import_module("flash_attn.flash_attn_interface")  # the real one imports it too
 
 
 def _distribution() -> "Distribution":
