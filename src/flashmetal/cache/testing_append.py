@@ -49,13 +49,6 @@ def make_append(
     stored = (batch * pages + 1, page_size) if page_size else (batch, _CAPACITY)
     k_cache, k_scale = quantise(normal(*stored, _HEADS_K, head_dim), k_format)
     v_cache, v_scale = quantise(normal(*stored, _HEADS_K, head_dim_v), v_format)
-    if strided:  # heads inside elements
-        k_cache, v_cache, k_scale, v_scale = (
-            None if x is None else x.transpose(-1, -2).contiguous().transpose(-1, -2)
-            for x in (k_cache, v_cache, k_scale, v_scale)
-        )
-        assert k_cache is not None
-        assert v_cache is not None
     order = torch.randperm(batch * pages + 1, generator=generator)
     angles = normal(20, rotary_dim // 2).float() if rotary_dim else None
     starts = torch.tensor([0, 1, 1, 4], dtype=torch.int32)
@@ -75,15 +68,25 @@ def make_append(
         cu_seqlens_q=starts if packed_q else None,
         cu_seqlens_new=starts.clone() if packed_new else None,
     )
+    if strided:
+        inputs = inputs._replace(**{name: _turned(x) for name, x in _caches(inputs).items()})
     request = AppendRequest("make_append", interleaved=interleaved, rotate_rows=rotate_rows)
     return CacheAppend.of(inputs, request), inputs
 
 
+def _turned(x: Tensor) -> Tensor:
+    """In memory its last dimension lies around the one before."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def _caches(inputs: AppendInputs) -> dict[str, Tensor]:
+    names = ("k_cache", "v_cache", "k_scale", "v_scale")
+    return {name: x for name in names if (x := getattr(inputs, name)) is not None}
+
+
 def copied(inputs: AppendInputs) -> AppendInputs:
     """The same append to a copy of the cache."""
-    names = ("k_cache", "v_cache", "k_scale", "v_scale")
-    given = {name: getattr(inputs, name) for name in names}
-    return inputs._replace(**{name: x.clone() for name, x in given.items() if x is not None})
+    return inputs._replace(**{name: x.clone() for name, x in _caches(inputs).items()})
 
 
 def assert_append_matches_reference(
