@@ -49,7 +49,7 @@ BODIES = {
   float s = 0; if (t < 16) s = simd_sum(1.0f); s += simd_sum(2.0f);
   out[t] = s;""",
     "two_barriers_of_one_line": """
-  if (t < 32) threadgroup_barrier(mem_flags::mem_none); else threadgroup_barrier(mem_flags::mem_none);""",
+  t < 32 ? threadgroup_barrier(mem_flags(0)) : threadgroup_barrier(mem_flags(0));""",
 }
 EXPECTED = {  # what the message must say: (count, "first", where)
     "barrier_in_branch": [(16, 0, "in threadgroup_barrier at line 6"),

@@ -154,6 +154,9 @@ METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t s
   return value;
 }
 
+// The lanes that took part in the collective that this lane came from last.
+METALSIM_INLINE uint32_t active_lanes() { return current()->simdgroup->active; }
+
 // The lanes of this collective whose predicate holds.
 METALSIM_INLINE uint64_t ballot(bool predicate, const char* name, uint32_t site) {
   agree(pack(Collective::ballot), name, site);

@@ -246,6 +246,9 @@ METALSIM_INLINE uint64_t ballot(bool predicate, const char*, uint32_t) {
   return exchange_bits(exchange_bits(vote(predicate), 0x00F000F0, 4), 0x00CC00CC, 6);
 }
 
+// The lanes that have not left the kernel.
+METALSIM_INLINE uint32_t active_lanes() { return static_cast<uint32_t>(ballot(true, nullptr, 0)); }
+
 template <class T>
 METALSIM_INLINE T identity(Combine operation) {
   constexpr bool is_signed = static_cast<T>(-1) < static_cast<T>(0);

@@ -10,14 +10,23 @@ namespace metalsim {
 // The lane of this quadgroup at `index`, as a lane of the simdgroup.
 METALSIM_INLINE uint32_t quad_lane(uint32_t index) { return (backend::lane() & ~3u) + index; }
 
-// Folds the four values of a quadgroup in one order on every lane, so that all get the same bits.
+// Of the quadgroup's lanes, those that took part in the latest collective.
+METALSIM_INLINE uint32_t quad_active() { return backend::active_lanes() >> quad_lane(0) & 15; }
+
+// Folds the values of a quadgroup in one order on every lane, so that all get the same bits.
 template <class T, class Operation>
 METALSIM_INLINE T quad_fold(T data, const char* name, uint32_t site, Operation operation) {
-  const T first = shuffle(data, quad_lane(0), name, site);
-  const T second = shuffle(data, quad_lane(1), name, site);
-  const T third = shuffle(data, quad_lane(2), name, site);
-  const T fourth = shuffle(data, quad_lane(3), name, site);
-  return operation(operation(first, second), operation(third, fourth));
+  T values[4];
+  for (uint32_t index = 0; index < 4; ++index)
+    values[index] = shuffle(data, quad_lane(index), name, site);
+  const uint32_t active = quad_active();
+  if (active == 15)
+    return operation(operation(values[0], values[1]), operation(values[2], values[3]));
+  uint32_t index = static_cast<uint32_t>(__builtin_ctz(active));
+  T result = values[index];
+  while (++index < 4)
+    if (active >> index & 1) result = operation(result, values[index]);
+  return result;
 }
 
 template <class T, class Operation>
@@ -27,6 +36,7 @@ METALSIM_INLINE T quad_scan(T data, T neutral, bool inclusive, const char* name,
   const uint32_t own = backend::lane() % 4;
   for (uint32_t index = 0; index < 4; ++index) {
     const T value = shuffle(data, quad_lane(index), name, site);
+    if (!(quad_active() >> index & 1)) continue;
     if (index < own || (inclusive && index == own)) running = operation(running, value);
   }
   return running;
@@ -46,7 +56,9 @@ METALSIM_INLINE T quad_broadcast(T data, ushort lane, uint site = METALSIM_SITE)
 }
 template <class T>
 METALSIM_INLINE T quad_broadcast_first(T data, uint site = METALSIM_SITE) {
-  return metalsim::shuffle(data, metalsim::quad_lane(0), "quad_broadcast_first", site);
+  const ulong active = metalsim::backend::ballot(true, "quad_broadcast_first", site);
+  const uint first = static_cast<uint>(__builtin_ctzl(active >> metalsim::quad_lane(0)));
+  return metalsim::shuffle(data, metalsim::quad_lane(first), "quad_broadcast_first", site);
 }
 template <class T>
 METALSIM_INLINE T quad_shuffle_xor(T data, ushort mask, uint site = METALSIM_SITE) {

@@ -74,7 +74,7 @@ METALSIM_INLINE T simd_shuffle_rotate_down(T data, ushort delta, uint site = MET
 // Where one vector ends the next begins: lanes past the end of `data` take from `filling` (modulo
 // lanes wide).
 template <class T>
-METALSIM_INLINE T simd_shuffle_and_fill_up(T data, T filling, ushort delta, ushort modulo,
+METALSIM_INLINE T simd_shuffle_and_fill_up(T data, T filling, ushort delta, ushort modulo = 32,
                                            uint site = METALSIM_SITE) {
   const uint lane = metalsim::backend::lane(), start = lane / modulo * modulo;
   const bool fill = lane - start < delta;
@@ -85,12 +85,7 @@ METALSIM_INLINE T simd_shuffle_and_fill_up(T data, T filling, ushort delta, usho
   return fill ? filled : own;
 }
 template <class T>
-METALSIM_INLINE T simd_shuffle_and_fill_up(T data, T filling, ushort delta,
-                                           uint site = METALSIM_SITE) {
-  return simd_shuffle_and_fill_up(data, filling, delta, ushort(32), site);
-}
-template <class T>
-METALSIM_INLINE T simd_shuffle_and_fill_down(T data, T filling, ushort delta, ushort modulo,
+METALSIM_INLINE T simd_shuffle_and_fill_down(T data, T filling, ushort delta, ushort modulo = 32,
                                              uint site = METALSIM_SITE) {
   const uint lane = metalsim::backend::lane(), start = lane / modulo * modulo;
   const bool fill = lane - start + delta >= modulo;
@@ -99,11 +94,6 @@ METALSIM_INLINE T simd_shuffle_and_fill_down(T data, T filling, ushort delta, us
   const T filled = metalsim::shuffle(filling, fill ? lane + delta - modulo : lane,
                                      "simd_shuffle_and_fill_down", site);
   return fill ? filled : own;
-}
-template <class T>
-METALSIM_INLINE T simd_shuffle_and_fill_down(T data, T filling, ushort delta,
-                                             uint site = METALSIM_SITE) {
-  return simd_shuffle_and_fill_down(data, filling, delta, ushort(32), site);
 }
 
 class simd_vote {
