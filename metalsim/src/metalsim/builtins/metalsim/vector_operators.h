@@ -33,9 +33,10 @@ concept vector_operands =
 
 template <class V, class Operation>
 METALSIM_INLINE constexpr vector_of<V> map(const V& a, Operation operation) {
+  const auto& read = at_once(a);
   vector_of<V> result(0);
   for (int index = 0; index < Shape<V>::length; ++index)
-    result[index] = static_cast<element_of<V>>(operation(a[index]));
+    result[index] = static_cast<element_of<V>>(operation(read[index]));
   return result;
 }
 
@@ -106,24 +107,27 @@ METALSIM_INLINE constexpr auto operator+(const V& a) {
 
 template <metalsim::vector V>
 METALSIM_INLINE constexpr auto operator-(const V& a) {
+  const auto& read = metalsim::at_once(a);
   metalsim::vector_of<V> result(0);
   for (int index = 0; index < metalsim::Shape<V>::length; ++index)
-    result[index] = static_cast<metalsim::element_of<V>>(-a[index]);
+    result[index] = static_cast<metalsim::element_of<V>>(-read[index]);
   return result;
 }
 
 template <metalsim::vector V>
 METALSIM_INLINE constexpr auto operator~(const V& a) {
+  const auto& read = metalsim::at_once(a);
   metalsim::vector_of<V> result(0);
   for (int index = 0; index < metalsim::Shape<V>::length; ++index)
-    result[index] = static_cast<metalsim::element_of<V>>(~a[index]);
+    result[index] = static_cast<metalsim::element_of<V>>(~read[index]);
   return result;
 }
 
 template <metalsim::vector V>
 METALSIM_INLINE constexpr auto operator!(const V& a) {
+  const auto& read = metalsim::at_once(a);
   vec<bool, metalsim::Shape<V>::length> result(false);
-  for (int index = 0; index < metalsim::Shape<V>::length; ++index) result[index] = !a[index];
+  for (int index = 0; index < metalsim::Shape<V>::length; ++index) result[index] = !read[index];
   return result;
 }
 
