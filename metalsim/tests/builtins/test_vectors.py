@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,6 +116,14 @@ kernel void bits(device uint* out) {
   out[9] = as_type<uint4>(v).w;
 }
 
+kernel void shifts(device const uint4* x, device const uint4* amounts, device uint4* left,
+                   device uint4* right, device char2* narrow, uint i [[thread_position_in_grid]]) {
+  left[i] = x[i] << amounts[i];
+  right[i] = x[i] >> amounts[i];
+  narrow[i] = char2(3, -128) << char2(9, 8);
+  narrow[i] >>= 8;
+}
+
 kernel void wide(device float* out) {
   vec<float, 8> v(1.0f);
   for (int i = 0; i < 8; ++i) v[i] += i;
@@ -213,3 +222,16 @@ def test_program_constants(library: metalsim.ShaderLibrary):
 def test_mixed_types_are_refused_as_in_metal(compiler: str, statement: str):
     with pytest.raises(SyntaxError, match="program_source:"):
         metalsim.compile_shader(f"using namespace metal; kernel void f() {{ {statement} }}")
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_shifts_take_the_low_bits_of_the_amount(compiler: str, check: bool):
+    library = metalsim.compile_shader(SOURCE, check=check)
+    x = np.random.default_rng(0).integers(0, 2**32, (64, 4), np.uint32)
+    amounts = np.arange(256, dtype=np.uint32).reshape(64, 4)
+    left, right = np.zeros_like(x), np.zeros_like(x)
+    narrow = np.zeros((64, 2), np.int8)
+    library.shifts(x, amounts, left, right, narrow, threads=64)
+    np.testing.assert_array_equal(left, x << (amounts & 31))
+    np.testing.assert_array_equal(right, x >> (amounts & 31))
+    assert narrow[0].tolist() == [6, -128]
