@@ -116,6 +116,30 @@ kernel void vectors(device float4* x, device half3* h, uint lane [[thread_index_
   h[lane] = simd_max(h[lane]);
 }
 
+// Each line is once for swizzles and once for vectors.
+kernel void swizzles(device const float4* x, device float2* out,
+                     uint lane [[thread_index_in_simdgroup]]) {
+  const float4 v = x[lane];
+  const float2 xy = v.xy, zw = v.zw;
+  device float2* o = out + 16 * lane;
+  o[0] = simd_sum(v.xy);
+  o[8] = simd_sum(xy);
+  o[1] = quad_sum(v.xy);
+  o[9] = quad_sum(xy);
+  o[2] = quad_prefix_exclusive_product(v.xy);
+  o[10] = quad_prefix_exclusive_product(xy);
+  o[3] = simd_shuffle_xor(v.xy, 5);
+  o[11] = simd_shuffle_xor(xy, 5);
+  o[4] = simd_shuffle_and_fill_up(v.xy, v.xy, 3);
+  o[12] = simd_shuffle_and_fill_up(xy, xy, 3);
+  o[5] = simd_broadcast_first(v.xy) + quad_broadcast(v.xy, 2);
+  o[13] = simd_broadcast_first(xy) + quad_broadcast(xy, 2);
+  o[6] = select(v.xy, v.zw, v.xy > v.zw);
+  o[14] = select(xy, zw, xy > zw);
+  o[7] = quad_max(v.xy);
+  o[15] = quad_max(xy);
+}
+
 kernel void votes(device const int* in, device int* out, uint lane [[thread_index_in_simdgroup]],
                   ushort quad_lane [[thread_index_in_quadgroup]]) {
   device int* o = out + 12 * lane;
@@ -229,6 +253,13 @@ def test_vectors_through_collectives(library: metalsim.ShaderLibrary):
     library.vectors(x, h, threads=32, group_size=32)
     assert torch.equal(x, before[torch.arange(32) ^ 1] + before.sum(0).flip(0))
     assert torch.equal(h[:, :3], highest[:3].expand(32, 3))
+
+
+def test_swizzles_are_vectors_to_collectives(library: metalsim.ShaderLibrary):
+    x, out = torch.randint(-4, 5, (32, 4)).float(), torch.zeros(32, 2, 8, 2)
+    library.swizzles(x, out, threads=32, group_size=32)
+    assert torch.equal(out[:, 0], out[:, 1])
+    assert (out != 0).any(dim=(0, 1, 3)).all()
 
 
 def test_votes(library: metalsim.ShaderLibrary):

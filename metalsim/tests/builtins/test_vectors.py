@@ -98,6 +98,8 @@ kernel void packed(device Row* rows, device packed_half4* halves, device float3*
   out[i] = p * rows[i].weight;
   rows[i].position = float3(i) + rows[i].position.zyx;
   rows[i].position.y = -1;
+  rows[i].weight = dot(rows[i].position, float3(1)) + cross(p, rows[i].position).x * 0;
+  rows[i].position = select(rows[i].position, p.xyz, bool3(false));
   halves[i] = packed_half4(half4(float4(p, 1)));
 }
 
@@ -191,6 +193,7 @@ def test_packed_vectors_have_no_padding(library: metalsim.ShaderLibrary):
     index = torch.arange(4.0)
     expected = before[:, [2, 1, 0, 3]] + torch.stack([index, index, index, 0 * index], 1)
     expected[:, 1] = -1
+    expected[:, 3] = expected[:, :3].sum(1)
     assert torch.equal(rows, expected)
 
 

@@ -9,7 +9,8 @@ template <metalsim::vector A, metalsim::vector B>
   requires metalsim::vector_operands<A, B>
 METALSIM_INLINE constexpr auto dot(const A& a, const B& b) {
   using T = metalsim::element_of<A>;
-  const auto &u = metalsim::at_once(a), &v = metalsim::at_once(b);
+  const auto& u = metalsim::at_once(a);
+  const auto& v = metalsim::at_once(b);
   T sum = static_cast<T>(u[0] * v[0]);
   for (int i = 1; i < metalsim::Shape<A>::length; ++i) sum = static_cast<T>(sum + u[i] * v[i]);
   return sum;
@@ -19,7 +20,8 @@ template <metalsim::vector A, metalsim::vector B>
   requires metalsim::vector_operands<A, B>
 METALSIM_INLINE constexpr auto cross(const A& a, const B& b) {
   static_assert(metalsim::Shape<A>::length == 3, "cross is for vectors of three");
-  const auto &u = metalsim::at_once(a), &v = metalsim::at_once(b);
+  const auto& u = metalsim::at_once(a);
+  const auto& v = metalsim::at_once(b);
   return metalsim::vector_of<A>(u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2],
                                 u[0] * v[1] - u[1] * v[0]);
 }

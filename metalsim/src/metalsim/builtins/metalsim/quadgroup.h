@@ -30,9 +30,9 @@ METALSIM_INLINE T quad_fold(T data, const char* name, uint32_t site, Operation o
 }
 
 template <class T, class Operation>
-METALSIM_INLINE T quad_scan(T data, T neutral, bool inclusive, const char* name, uint32_t site,
+METALSIM_INLINE T quad_scan(T data, int neutral, bool inclusive, const char* name, uint32_t site,
                             Operation operation) {
-  T running = neutral;
+  T running = T(neutral);
   const uint32_t own = backend::lane() % 4;
   for (uint32_t index = 0; index < 4; ++index) {
     const T value = shuffle(data, quad_lane(index), name, site);
@@ -47,40 +47,40 @@ METALSIM_INLINE T quad_scan(T data, T neutral, bool inclusive, const char* name,
 namespace metal {
 
 template <class T>
-METALSIM_INLINE T quad_shuffle(T data, ushort lane, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_shuffle(T data, ushort lane, uint site = METALSIM_SITE) {
   return metalsim::shuffle(data, metalsim::quad_lane(lane & 3), "quad_shuffle", site);
 }
 template <class T>
-METALSIM_INLINE T quad_broadcast(T data, ushort lane, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_broadcast(T data, ushort lane, uint site = METALSIM_SITE) {
   return metalsim::shuffle(data, metalsim::quad_lane(lane & 3), "quad_broadcast", site);
 }
 template <class T>
-METALSIM_INLINE T quad_broadcast_first(T data, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_broadcast_first(T data, uint site = METALSIM_SITE) {
   const ulong active = metalsim::backend::ballot(true, "quad_broadcast_first", site);
   const uint first = static_cast<uint>(__builtin_ctzl(active >> metalsim::quad_lane(0)));
   return metalsim::shuffle(data, metalsim::quad_lane(first), "quad_broadcast_first", site);
 }
 template <class T>
-METALSIM_INLINE T quad_shuffle_xor(T data, ushort mask, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_shuffle_xor(T data, ushort mask, uint site = METALSIM_SITE) {
   return metalsim::shuffle(data, metalsim::backend::lane() ^ (mask & 3), "quad_shuffle_xor", site);
 }
 template <class T>
-METALSIM_INLINE T quad_shuffle_up(T data, ushort delta, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_shuffle_up(T data, ushort delta, uint site = METALSIM_SITE) {
   const uint own = metalsim::backend::lane() % 4, source = own < delta ? own : own - delta;
   return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_up", site);
 }
 template <class T>
-METALSIM_INLINE T quad_shuffle_down(T data, ushort delta, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_shuffle_down(T data, ushort delta, uint site = METALSIM_SITE) {
   const uint own = metalsim::backend::lane() % 4, source = own + delta > 3 ? own : own + delta;
   return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_down", site);
 }
 template <class T>
-METALSIM_INLINE T quad_shuffle_rotate_up(T data, ushort delta, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_shuffle_rotate_up(T data, ushort delta, uint site = METALSIM_SITE) {
   const uint source = (metalsim::backend::lane() - delta) & 3;
   return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_rotate_up", site);
 }
 template <class T>
-METALSIM_INLINE T quad_shuffle_rotate_down(T data, ushort delta, uint site = METALSIM_SITE) {
+METALSIM_INLINE auto quad_shuffle_rotate_down(T data, ushort delta, uint site = METALSIM_SITE) {
   const uint source = (metalsim::backend::lane() + delta) & 3;
   return metalsim::shuffle(data, metalsim::quad_lane(source), "quad_shuffle_rotate_down", site);
 }
@@ -119,10 +119,11 @@ METALSIM_INLINE bool quad_is_first(uint site = METALSIM_SITE) {
          metalsim::quad_lane(static_cast<uint>(__builtin_ctzl(lanes >> metalsim::quad_lane(0))));
 }
 
-#define METALSIM_QUAD_FOLD(name, expression)                                               \
-  template <class T>                                                                       \
-  METALSIM_INLINE T name(T data, uint site = METALSIM_SITE) {                              \
-    return metalsim::quad_fold(data, #name, site, [](T x, T y) { return T(expression); }); \
+#define METALSIM_QUAD_FOLD(name, expression)                                            \
+  template <class T>                                                                    \
+  METALSIM_INLINE auto name(T data, uint site = METALSIM_SITE) {                        \
+    return metalsim::quad_fold(metalsim::passed(data), #name, site,                     \
+                               [](auto x, auto y) { return decltype(x)(expression); }); \
   }
 METALSIM_QUAD_FOLD(quad_sum, x + y)
 METALSIM_QUAD_FOLD(quad_product, x* y)
@@ -133,11 +134,11 @@ METALSIM_QUAD_FOLD(quad_or, x | y)
 METALSIM_QUAD_FOLD(quad_xor, x ^ y)
 #undef METALSIM_QUAD_FOLD
 
-#define METALSIM_QUAD_SCAN(name, neutral, inclusive, op)                 \
-  template <class T>                                                     \
-  METALSIM_INLINE T name(T data, uint site = METALSIM_SITE) {            \
-    return metalsim::quad_scan(data, T(neutral), inclusive, #name, site, \
-                               [](T x, T y) { return T(x op y); });      \
+#define METALSIM_QUAD_SCAN(name, neutral, inclusive, op)                                \
+  template <class T>                                                                    \
+  METALSIM_INLINE auto name(T data, uint site = METALSIM_SITE) {                        \
+    return metalsim::quad_scan(metalsim::passed(data), neutral, inclusive, #name, site, \
+                               [](auto x, auto y) { return decltype(x)(x op y); });     \
   }
 METALSIM_QUAD_SCAN(quad_prefix_inclusive_sum, 0, true, +)
 METALSIM_QUAD_SCAN(quad_prefix_exclusive_sum, 0, false, +)

@@ -59,7 +59,8 @@ template <metalsim::vector A, metalsim::vector B>
   requires metalsim::vector_operands<A, B>
 METALSIM_INLINE constexpr auto select(const A& a, const B& b,
                                       const vec<bool, metalsim::Shape<A>::length>& condition) {
-  const auto &from_a = metalsim::at_once(a), &from_b = metalsim::at_once(b);
+  const auto& from_a = metalsim::at_once(a);
+  const auto& from_b = metalsim::at_once(b);
   metalsim::vector_of<A> result(0);
   for (int i = 0; i < metalsim::Shape<A>::length; ++i)
     result[i] = condition[i] ? from_b[i] : from_a[i];
