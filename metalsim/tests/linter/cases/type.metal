@@ -48,7 +48,7 @@ kernel void truths(device float4* x, uint i [[thread_position_in_grid]]) {
 
 // refuses
 kernel void refused(device half4* out, uint i [[thread_position_in_grid]]) {
-  const float4 x = out[i];        // refused
+  const float4 x = out[i];  // refused
   float4 y(1, 2, 3, 4);
   half4 z = y;                    // refused
   out[i] = half4(x) + float3(1);  // refused
