@@ -89,7 +89,15 @@ class Build(NamedTuple):
         )
         sizes = self.engine.threadgroup_bytes(path, len(translation.kernels))
         kernels = [
-            KernelRecord(kernel.name, number, kernel.max_threads, kernel.writable_buffers, size)
+            KernelRecord(
+                kernel.name,
+                number,
+                kernel.max_threads,
+                kernel.writable_buffers,
+                size,
+                kernel.required_buffers,
+                kernel.group,
+            )
             for number, (kernel, size) in enumerate(zip(translation.kernels, sizes, strict=True))
         ]
         included = translation.preprocessed.included

@@ -254,7 +254,8 @@ def _prediction(
 ) -> Prediction:
     values = [buffer.value for buffer in buffers]
     limit = kernel.max_threads_per_threadgroup
-    grid = read_grid(kernel.name, values, options.threads, options.group, limit)
+    required = kernel.required_threads_per_threadgroup
+    grid = read_grid(kernel.name, values, options.threads, options.group, limit, required)
     work = work_of_counters(
         kernel.counters,
         grid.threads,

@@ -21,13 +21,19 @@ class Grid(NamedTuple):
 
 
 def read_grid(
-    kernel: str, arguments: Sequence[object], threads: object, group_size: object, max_threads: int
+    kernel: str,
+    arguments: Sequence[object],
+    threads: object,
+    group_size: object,
+    max_threads: int,
+    required: Sequence[int] = (),
 ) -> Grid:
     """What torch makes of `threads` and `group_size`.
 
     `threads` defaults to the elements of the first tensor or array; `group_size` to
-    (max_threads, 1, 1), in one dimension to no more than the grid. Raises ValueError for a group
-    that is too large and for an empty grid, RuntimeError or ArgumentError for the rest.
+    (max_threads, 1, 1), in one dimension to no more than the grid, and to `required`, the only size
+    that the kernel takes, where it has one. Raises ValueError for a group that is too large or not
+    the required one and for an empty grid, RuntimeError or ArgumentError for the rest.
     """
     grid = _sizes(kernel, "threads", threads)
     group = _sizes(kernel, "group_size", group_size)
@@ -40,6 +46,8 @@ def read_grid(
                 "give threads=, as no argument is a tensor or array"
             )
         grid = (count,)
+    if group is None and required:
+        group = tuple(required[: len(grid)])
     if group is None:
         first = min(grid[0], max_threads) if len(grid) == 1 else max_threads
         group = (first, *[1] * (len(grid) - 1))
@@ -47,6 +55,12 @@ def read_grid(
         raise RuntimeError(
             f"{kernel}: threads has {len(grid)} dimensions and group_size {len(group)}; they "
             "must have the same"
+        )
+    if required and (*group, 1, 1)[:3] != tuple(required):
+        raise ValueError(
+            f"{kernel}: requires threadgroups of {list(required)} threads, as its "
+            f"required_threads_per_threadgroup says, not {list(group)}: launch it with "
+            f"group_size={list(required)} and threads in three dimensions"
         )
     if math.prod(group) > max_threads:
         raise ValueError(

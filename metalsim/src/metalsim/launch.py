@@ -46,6 +46,10 @@ class KernelRecord(NamedTuple):
     writable: Sequence[int]
     threadgroup_bytes: int
     """Of its threadgroup variables."""
+    required: Sequence[int] = ()
+    """The slots that every launch must bind."""
+    group: Sequence[int] = ()
+    """The only size of a threadgroup that it takes, in three dimensions; empty: any."""
 
 
 class Request(NamedTuple):

@@ -34,6 +34,8 @@ class Kernel:
         self.name = record.name
         self.max_threads_per_threadgroup = record.max_threads
         """The most threads that a threadgroup may have."""
+        self.required_threads_per_threadgroup = tuple(record.group)
+        """The only size of a threadgroup that it takes, where it says so."""
         self.static_thread_group_memory_length = record.threadgroup_bytes
         """Bytes of its threadgroup variables."""
         self.writable_buffers = tuple(record.writable)
@@ -45,6 +47,7 @@ class Kernel:
         """The same by source line, of a library that profiles."""
         self.findings: tuple[Finding, ...] = ()
         """What the checkers found in the latest launch."""
+        self._required_buffers = tuple(record.required)
         self._library = library
         self._entry = library.entry(record.number)
         self._checks = checks
@@ -69,21 +72,30 @@ class Kernel:
             threads: the grid in threads, one to three dimensions; by default the elements of the
                 first tensor or array.
             group_size: threads in a threadgroup, as many dimensions; by default
-                max_threads_per_threadgroup in the first one.
+                max_threads_per_threadgroup in the first one, or what the kernel's
+                required_threads_per_threadgroup says.
             arg_casts: "fp16", "bf16", "int32", "int16", "int8" or "uint8" for every number, or by
                 argument index.
             error_buf_idx: the slot of a `device c10::metal::ErrorMessages*`, which metalsim makes
                 and reads.
 
         Raises:
-            ValueError: a threadgroup with too many threads, or a grid without any.
+            ValueError: a threadgroup with too many threads or not of the required size, or a grid
+                without any.
             RuntimeError: arguments that torch refuses (ArgumentError, which is also a TypeError,
                 for those of a wrong type).
             SimulationError: the kernel did something wrong, or reported an error of its own.
             CheckError: a SimulationError; the launch ran to its end with findings, which
                 `collect_findings` gathers instead.
         """
-        grid = read_grid(self.name, args, threads, group_size, self.max_threads_per_threadgroup)
+        grid = read_grid(
+            self.name,
+            args,
+            threads,
+            group_size,
+            self.max_threads_per_threadgroup,
+            self.required_threads_per_threadgroup,
+        )
         device = self._library.device
         buffers = bind(self.name, args, arg_casts, self.writable_buffers, device)
         errors = None
@@ -94,6 +106,12 @@ class Kernel:
                 )
             errors = ErrorBuffer()
             buffers[error_buf_idx] = errors.buffer()
+        for slot in self._required_buffers:
+            if slot not in buffers:
+                raise ArgumentError(
+                    f"{self.name}: no argument for buffer {slot}, which the kernel declares as a "
+                    f"reference: pass a value as argument {slot}"
+                )
         request = Request(self.name, grid.threads, grid.group, buffers, self._checks or 0)
         outcome = self._library.run(self._entry, request)
         self.counters = {} if self._checks is None else outcome.counters

@@ -93,6 +93,25 @@ kernel void parts(device float* out) {
   out[8] = nextafter(1.0f, 2.0f);
 }
 
+kernel void neighbours(device const half* x, device half* up, device half* down, device half* same,
+                       uint i [[thread_position_in_grid]]) {
+  up[i] = nextafter(x[i], half(INFINITY));
+  down[i] = nextafter(half2(x[i]), half2(-INFINITY)).y;
+  same[i] = nextafter(x[i], x[i]);
+}
+
+kernel void fractions(device const float* x, device float* single, device half* low,
+                      uint i [[thread_position_in_grid]]) {
+  single[i] = fract(x[i]);
+  low[i] = fract(half(x[i]));
+}
+
+kernel void saturated(device const ulong* x, device ulong* out) {
+  out[0] = madsat(x[0], x[0], ulong(0));
+  out[1] = madsat(x[0], ulong(1), ulong(1));
+  out[2] = madsat(x[0], ulong(1), ulong(0));
+}
+
 kernel void relational(device int* out) {
   float nan = NAN, infinity = INFINITY;
   out[0] = isnan(nan) && !isnan(1.0f) && isnan(half(nan)) && !isnan(infinity);
@@ -248,6 +267,35 @@ def test_parts_of_floats(library: metalsim.ShaderLibrary):
     sine, cosine = numpy.sin(numpy.float32(0.5)), numpy.cos(numpy.float32(0.5))
     expected = [0.625, 4, -0.75, -3, sine, cosine, 48, 6, 1 + 2.0**-23]
     assert out.tolist() == pytest.approx(expected, rel=1e-7)
+
+
+def test_neighbours_of_half(library: metalsim.ShaderLibrary):
+    bits = numpy.arange(65536, dtype=numpy.uint16)
+    x = bits.view(numpy.float16)
+    up, down, same = (numpy.zeros_like(x) for _ in range(3))
+    library.neighbours(x.copy(), up, down, same)
+    infinity = numpy.float16("inf")
+    with numpy.errstate(all="ignore"):
+        numpy.testing.assert_array_equal(up, numpy.nextafter(x, infinity))
+        numpy.testing.assert_array_equal(down, numpy.nextafter(x, -infinity))
+    numpy.testing.assert_array_equal(same, x)
+
+
+def test_fractions_stay_below_one(library: metalsim.ShaderLibrary):
+    x = numpy.array([-1e-10, -5.96e-8, -0.0001, 2.75, -2.25, numpy.nan], numpy.float32)
+    single, low = numpy.zeros(6, numpy.float32), numpy.zeros(6, numpy.float16)
+    library.fractions(x, single, low)
+    assert single[0] == 1 - 2.0**-24
+    assert low[1] == low[2] == 1 - 2.0**-11
+    assert single[3:5].tolist() == low[3:5].tolist() == [0.75, 0.75]
+    assert numpy.isnan(single[5])
+    assert numpy.isnan(low[5])
+
+
+def test_madsat_of_the_largest_integers(library: metalsim.ShaderLibrary):
+    out, largest = numpy.zeros(3, numpy.uint64), 2**64 - 1
+    library.saturated(numpy.array([largest], numpy.uint64), out, threads=1)
+    assert out.tolist() == [largest] * 3
 
 
 def test_relational(library: metalsim.ShaderLibrary):

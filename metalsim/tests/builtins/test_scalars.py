@@ -49,6 +49,14 @@ kernel void promotions(device float* out) {
   out[9] = half(b) + static_cast<half>(1);
 }
 
+template <typename T>
+kernel void from_integers(device const T* in, device bfloat* out,
+                          uint i [[thread_position_in_grid]]) {
+  out[i] = bfloat(in[i]);
+}
+template [[host_name("from_int")]] [[kernel]] decltype(from_integers<int>) from_integers<int>;
+template [[host_name("from_long")]] [[kernel]] decltype(from_integers<long>) from_integers<long>;
+
 kernel void limits(device float* out) {
   out[0] = numeric_limits<half>::max();
   out[1] = numeric_limits<half>::lowest();
@@ -115,6 +123,23 @@ def test_conversions_match_torch(library: metalsim.ShaderLibrary):
     assert torch.equal(bfloats.nan_to_num(7), values.bfloat16().nan_to_num(7))
     assert torch.equal(back.nan_to_num(7), values.bfloat16().float().nan_to_num(7))
     assert bfloats.isnan().sum() == halves.isnan().sum() == 1
+
+
+@pytest.mark.parametrize(("name", "bits"), [("from_int", 32), ("from_long", 64)])
+def test_integers_become_bfloat_in_one_rounding(
+    library: metalsim.ShaderLibrary, name: str, bits: int
+):
+    values = [0, 1, 255, 257, 2**24 + 2**16, 2**24 + 2**16 + 1, 2**24 + 3 * 2**16 - 1]
+    values += [2 ** (bits - 2) + 2 ** (bits - 10) + 1, 2 ** (bits - 1) - 1]
+    values += [-value - 1 for value in values]
+    given = torch.tensor(values, dtype=torch.int32 if bits == 32 else torch.int64)
+    out = torch.zeros(len(values), dtype=torch.bfloat16)
+    getattr(library, name)(given, out)
+    for value, result in zip(values, out.double().tolist(), strict=True):
+        step = 2 ** max(abs(value).bit_length() - 8, 0)
+        below, rest = divmod(abs(value), step)
+        up = 2 * rest > step or (2 * rest == step and below % 2)
+        assert abs(result) == (below + up) * step, value
 
 
 def test_promotions(library: metalsim.ShaderLibrary):

@@ -30,6 +30,9 @@ SHUFFLES = {
     "quad_shuffle_rotate_down(x, ushort(1))": LANE // 4 * 4 + (LANE + 1) % 4,
     "simd_shuffle_and_fill_up(x, x, ushort(2))": (LANE - 2) % 32,
     "simd_shuffle_and_fill_down(x, x, ushort(2), ushort(8))": LANE // 8 * 8 + (LANE + 2) % 8,
+    "simd_shuffle_and_fill_down(x, x, 2, 8u)": LANE // 8 * 8 + (LANE + 2) % 8,
+    "simd_shuffle_and_fill_up(x, x, 3, uint(8))": LANE // 8 * 8 + (LANE - 3) % 8,
+    "simd_shuffle_and_fill_up(x, x, 3, 8)": LANE // 8 * 8 + (LANE - 3) % 8,
 }
 
 
@@ -113,6 +116,30 @@ kernel void vectors(device float4* x, device half3* h, uint lane [[thread_index_
   h[lane] = simd_max(h[lane]);
 }
 
+// Each line is once for swizzles and once for vectors.
+kernel void swizzles(device const float4* x, device float2* out,
+                     uint lane [[thread_index_in_simdgroup]]) {
+  const float4 v = x[lane];
+  const float2 xy = v.xy, zw = v.zw;
+  device float2* o = out + 16 * lane;
+  o[0] = simd_sum(v.xy);
+  o[8] = simd_sum(xy);
+  o[1] = quad_sum(v.xy);
+  o[9] = quad_sum(xy);
+  o[2] = quad_prefix_exclusive_product(v.xy);
+  o[10] = quad_prefix_exclusive_product(xy);
+  o[3] = simd_shuffle_xor(v.xy, 5);
+  o[11] = simd_shuffle_xor(xy, 5);
+  o[4] = simd_shuffle_and_fill_up(v.xy, v.xy, 3);
+  o[12] = simd_shuffle_and_fill_up(xy, xy, 3);
+  o[5] = simd_broadcast_first(v.xy) + quad_broadcast(v.xy, 2);
+  o[13] = simd_broadcast_first(xy) + quad_broadcast(xy, 2);
+  o[6] = select(v.xy, v.zw, v.xy > v.zw);
+  o[14] = select(xy, zw, xy > zw);
+  o[7] = quad_max(v.xy);
+  o[15] = quad_max(xy);
+}
+
 kernel void votes(device const int* in, device int* out, uint lane [[thread_index_in_simdgroup]],
                   ushort quad_lane [[thread_index_in_quadgroup]]) {
   device int* o = out + 12 * lane;
@@ -138,6 +165,32 @@ kernel void partial(device const float* in, device float* out, uint i [[thread_p
   out[4 * i + 2] = simd_prefix_exclusive_sum(in[i]);
   const float first = simd_broadcast_first(in[i]);
   out[4 * i + 3] = simd_is_first() ? 1.0f : first;
+}
+
+// Lanes whose value is negative leave, or with inactive lanes only stand aside.
+template <typename T>
+void quad_results(device const T* in, device T* out, uint i) {
+  const T x = in[i];
+  device T* o = out + 6 * i;
+  o[0] = quad_sum(x);
+  o[1] = quad_product(x);
+  o[2] = quad_min(x);
+  o[3] = quad_max(x);
+  o[4] = quad_prefix_inclusive_sum(x);
+  o[5] = quad_broadcast_first(x);
+}
+kernel void quads_float(device const float* in, device float* out,
+                        uint i [[thread_position_in_grid]]) {
+  if (in[i] >= 0) quad_results(in, out, i);
+}
+kernel void quads_uint(device const uint* in, device uint* out,
+                       uint i [[thread_position_in_grid]]) {
+  if (in[i] < 0x80000000u) quad_results(in, out, i);
+}
+kernel void quads_aside(device const float* in, device float* out,
+                        uint i [[thread_position_in_grid]]) {
+  if (in[i] >= 0) quad_results(in, out, i);
+  if (simd_any(false)) out[i] = 0;
 }
 """
 SOURCE = source()
@@ -202,6 +255,13 @@ def test_vectors_through_collectives(library: metalsim.ShaderLibrary):
     assert torch.equal(h[:, :3], highest[:3].expand(32, 3))
 
 
+def test_swizzles_are_vectors_to_collectives(library: metalsim.ShaderLibrary):
+    x, out = torch.randint(-4, 5, (32, 4)).float(), torch.zeros(32, 2, 8, 2)
+    library.swizzles(x, out, threads=32, group_size=32)
+    assert torch.equal(out[:, 0], out[:, 1])
+    assert (out != 0).any(dim=(0, 1, 3)).all()
+
+
 def test_votes(library: metalsim.ShaderLibrary):
     values = torch.randint(-3, 4, (32,), dtype=torch.int32)
     values[:4] = torch.tensor([1, 1, 1, 1])
@@ -234,3 +294,25 @@ def test_lanes_that_returned_take_no_part(library: metalsim.ShaderLibrary, threa
     expected = torch.stack([total, lowest, exclusive, torch.where(first, 1.0, kept[0])], 1)
     assert torch.equal(out[left], expected)
     assert (out[~left] == 0).all()
+
+
+@pytest.mark.parametrize("kernel", ["quads_float", "quads_uint", "quads_aside"])
+def test_quadgroups_of_fewer_than_four_lanes(compiler: str, kernel: str):
+    library = metalsim.compile_shader(SOURCE, inactive_lanes=kernel == "quads_aside")
+    values = torch.arange(22, dtype=torch.float32) + 1  # the last quadgroup has two lanes
+    values[[0, 5, 6, 11]] = -1.0
+    out = torch.zeros(22, 6)
+    if kernel == "quads_uint":
+        given = values.numpy().astype(numpy.int32).view(numpy.uint32)
+        integers = numpy.zeros((22, 6), numpy.uint32)
+        library.quads_uint(given, integers, threads=22, group_size=32)
+        out = torch.from_numpy(integers.astype(numpy.float32))
+    else:
+        getattr(library, kernel)(values, out, threads=22, group_size=32)
+    for start in range(0, 22, 4):
+        lanes = [lane for lane in range(start, min(start + 4, 22)) if values[lane] >= 0]
+        left = values[lanes]
+        expected = [left.sum(), left.prod(), left.min(), left.max()]
+        assert (out[lanes][:, :4] == torch.stack(expected)).all(), start
+        assert torch.equal(out[lanes][:, 4], left.cumsum(0)), start
+        assert (out[lanes][:, 5] == left[0]).all(), start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,8 @@ kernel void packed(device Row* rows, device packed_half4* halves, device float3*
   out[i] = p * rows[i].weight;
   rows[i].position = float3(i) + rows[i].position.zyx;
   rows[i].position.y = -1;
+  rows[i].weight = dot(rows[i].position, float3(1)) + cross(p, rows[i].position).x * 0;
+  rows[i].position = select(rows[i].position, p.xyz, bool3(false));
   halves[i] = packed_half4(half4(float4(p, 1)));
 }
 
@@ -113,6 +116,14 @@ kernel void bits(device uint* out) {
   out[7] = as_type<ulong>(v.xy) >> 32;
   out[8] = sizeof(float3) + 100 * sizeof(packed_float3) + 10000 * alignof(half4);
   out[9] = as_type<uint4>(v).w;
+}
+
+kernel void shifts(device const uint4* x, device const uint4* amounts, device uint4* left,
+                   device uint4* right, device char2* narrow, uint i [[thread_position_in_grid]]) {
+  left[i] = x[i] << amounts[i];
+  right[i] = x[i] >> amounts[i];
+  narrow[i] = char2(3, -128) << char2(9, 8);
+  narrow[i] >>= 8;
 }
 
 kernel void wide(device float* out) {
@@ -182,6 +193,7 @@ def test_packed_vectors_have_no_padding(library: metalsim.ShaderLibrary):
     index = torch.arange(4.0)
     expected = before[:, [2, 1, 0, 3]] + torch.stack([index, index, index, 0 * index], 1)
     expected[:, 1] = -1
+    expected[:, 3] = expected[:, :3].sum(1)
     assert torch.equal(rows, expected)
 
 
@@ -213,3 +225,16 @@ def test_program_constants(library: metalsim.ShaderLibrary):
 def test_mixed_types_are_refused_as_in_metal(compiler: str, statement: str):
     with pytest.raises(SyntaxError, match="program_source:"):
         metalsim.compile_shader(f"using namespace metal; kernel void f() {{ {statement} }}")
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_shifts_take_the_low_bits_of_the_amount(compiler: str, check: bool):
+    library = metalsim.compile_shader(SOURCE, check=check)
+    x = np.random.default_rng(0).integers(0, 2**32, (64, 4), np.uint32)
+    amounts = np.arange(256, dtype=np.uint32).reshape(64, 4)
+    left, right = np.zeros_like(x), np.zeros_like(x)
+    narrow = np.zeros((64, 2), np.int8)
+    library.shifts(x, amounts, left, right, narrow, threads=64)
+    np.testing.assert_array_equal(left, x << (amounts & 31))
+    np.testing.assert_array_equal(right, x >> (amounts & 31))
+    assert narrow[0].tolist() == [6, -128]

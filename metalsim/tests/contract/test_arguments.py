@@ -23,12 +23,21 @@ kernel void gather(device float* out, const device ulong* addresses,
 kernel void increase(device float* x, constant float& by, uint i [[thread_position_in_grid]]) {
   x[i] += by;
 }
+struct Sizes { uint n; };
+kernel void three(device float* out, device float& factor [[buffer(2)]],
+                  constant Sizes& sizes [[buffer(1)]]) {
+  out[0] = factor + sizes.n;
+}
+constant bool biased [[function_constant(0)]];
+kernel void optional(device float* out, constant float& bias [[function_constant(biased)]]) {
+  out[0] = biased ? bias : 1.0f;
+}
 """
 
 
 @pytest.fixture(scope="module")
 def library() -> metalsim.ShaderLibrary:
-    return metalsim.compile_shader(SOURCE)
+    return metalsim.compile_shader(SOURCE, function_constants={"biased": False})
 
 
 def seen_by_kernel(
@@ -74,6 +83,18 @@ def test_bf16_rounds_as_torch_does(library, bits: int) -> None:
     value = struct.unpack("<f", struct.pack("<I", bits))[0]
     expected = torch.tensor([value]).bfloat16().view(torch.uint8).tolist()
     assert list(seen_by_kernel(library, value, 2, arg_casts="bf16")) == expected
+
+
+def test_a_reference_must_be_bound(library) -> None:
+    out = torch.zeros(1)
+    with pytest.raises(metalsim.ArgumentError, match="increase: no argument for buffer 1, which"):
+        library.increase(out)
+    with pytest.raises(metalsim.ArgumentError, match="three: no argument for buffer 1, which"):
+        library.three(out, threads=1)
+    with pytest.raises(metalsim.ArgumentError, match="three: no argument for buffer 2, which"):
+        library.three(out, 1, threads=1)
+    library.optional(out, threads=1)
+    assert out.item() == 1
 
 
 def test_a_view_begins_at_its_first_element(library) -> None:

@@ -32,6 +32,17 @@ template [[host_name("fill_float")]] [[kernel]] decltype(fill<float>) fill<float
 template [[host_name("fill-int")]] [[kernel]] decltype(fill<int>) fill<int>;
 namespace inner { kernel void nested(device int* out) { out[0] = 7; } }
 kernel void nothing() {}
+constant constexpr uint width = 8;
+[[required_threads_per_threadgroup(width, 4, 1)]]
+kernel void tiled(device uint* out, uint3 group [[threads_per_threadgroup]],
+                  uint3 grid [[threads_per_grid]], uint3 at [[thread_position_in_grid]]) {
+  out[at.y * grid.x + at.x] = 100 * group.x + group.y;
+}
+[[required_threads_per_threadgroup(64, 1, 1)]]
+kernel void lines(device uint* out, uint n [[threads_per_threadgroup]],
+                  uint i [[thread_position_in_grid]]) {
+  out[i] = n;
+}
 """
 
 # Of `mixed` a launch reaches one variable alone, and not the first.
@@ -140,6 +151,24 @@ def test_a_limit_of_the_kernel_itself(library) -> None:
         library.small(torch.zeros(1, dtype=torch.int32), threads=65, group_size=65)
 
 
+def test_the_only_size_of_a_threadgroup(library) -> None:
+    out = torch.zeros(128, dtype=torch.int32)
+    library.lines(out)
+    assert (out == 64).all()
+    library.lines(out, threads=128, group_size=64)
+    library.tiled(out, threads=(16, 8))
+    assert (out == 804).all()
+    library.tiled(out, threads=(16, 8, 1), group_size=(8, 4, 1))
+    assert library.tiled.max_threads_per_threadgroup == 32
+    assert library.tiled.required_threads_per_threadgroup == (8, 4, 1)
+    assert library.where.required_threads_per_threadgroup == ()
+    with pytest.raises(ValueError, match=r"lines: requires threadgroups of \[64, 1, 1\].*not \[16"):
+        library.lines(out, threads=128, group_size=16)
+    for sizes in ({"threads": 128}, {"threads": (16, 8), "group_size": (4, 8)}):
+        with pytest.raises(ValueError, match=r"tiled: requires threadgroups of \[8, 4, 1\]"):
+            library.tiled(out, **sizes)
+
+
 def test_kernel_attributes(library) -> None:
     kernel = library.small
     assert kernel.max_threads_per_threadgroup == 64
@@ -159,7 +188,9 @@ def test_threadgroup_memory_is_known_before_a_launch(compiler: str, check: bool)
 
 
 def test_names(library) -> None:
-    assert set(dir(library)) == {"where", "small", "fill_float", "fill-int", "nested", "nothing"}
+    assert set(dir(library)) == {
+        *("where", "small", "fill_float", "fill-int", "nested", "nothing", "tiled", "lines")
+    }
     assert library.small is library.small
     out = torch.zeros(3, dtype=torch.int32)
     getattr(library, "fill-int")(out, 5)

@@ -278,6 +278,9 @@ REFUSED = [
     ("kernel void f(threadgroup int* x [[threadgroup(0)]]) {}", 1, r"threadgroup\(n\)"),
     ("kernel void f(texture2d<float> t [[texture(0)]]) {}", 1, r"\[\[texture\]\]"),
     ("kernel void f(Vertex v [[stage_in]]) {}", 1, r"\[\[stage_in\]\]"),
+    ("kernel void f(device int* x [[buffer(N)]]) {}", 1, r"buffer\(N\): metalsim needs a number"),
+    (KERNEL.format("float4x4 m;"), 1, "does not support 'float4x4'"),
+    (KERNEL.format("half2x3 m;"), 1, "does not support 'half2x3'"),
     ("kernel int f(device int* x) {}", 1, "must return void"),
     ("struct S {\n kernel void f(device int* x) {}\n};", 2, "member function"),
     ("[[visible]] float f(float x) { return x; }", 1, "attribute 'visible'"),
@@ -304,6 +307,20 @@ REFUSED = [
     ("void f() { } }", 1, "extraneous closing brace"),
     ("void f() { {", 1, "expected '}'"),
 ]
+
+
+def test_constants_and_enumerators_as_buffer_indices() -> None:
+    program = translate(
+        "enum Slots { kInput, kOutput = 5, kScale };\n"
+        "enum class Other : uint { first = kScale + 1 };\n"
+        "constant constexpr uint base = 2 * kOutput, unused = 1;\n"
+        "constant float real = 1.5;\n"
+        "kernel void f(device int* a [[buffer(kOutput)]], device int* b [[buffer(kScale)]],\n"
+        "  device int* c [[buffer(Other::first)]], device int* d [[buffer(base + 1)]],\n"
+        "  device int* e [[buffer(kInput)]]) {}"
+    )
+    slots = [argument.buffer for argument in program.kernels[0].arguments]
+    assert slots == [5, 6, 7, 11, 0]
 
 
 @pytest.mark.parametrize(("source", "line", "message"), REFUSED)

@@ -92,6 +92,36 @@ def test_function_constants_need_no_value() -> None:
     assert metalsim.lint(f"{constant}{RIGHT.replace('= 1', '= size')}") == []
 
 
+CONSTANTS = """#include <metal_stdlib>
+using namespace metal;
+constant uint size [[function_constant(0)]];
+constant bool masked [[function_constant(1)]];
+constant bool wide = is_function_constant_defined(size) && size > 4;
+constant uint doubled = wide ? 2 * size : size;
+template <int N>
+float twice() { return 2 * N; }
+kernel void k(device float* out, constant float& bias [[function_constant(masked)]]) {
+  float sum = doubled;
+  if (masked && wide) sum += size;
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "rule"),
+    [
+        ("for (uint i = 0; i < size; ++i) sum += min(i, doubled);", None),
+        ("float list[size]; sum = list[0];", "variable-length-array"),
+        ("float list[doubled]; sum = list[0];", "variable-length-array"),
+        ("sum = twice<size>();", "type"),
+        ("if constexpr (size > 1) sum = 1;", "type"),
+        ('static_assert(size < 2, "");', "type"),
+    ],
+)
+def test_function_constants_are_no_constant_expressions(use: str, rule: str | None) -> None:
+    found = metalsim.lint(f"{CONSTANTS}  {use}\n  out[0] = sum;\n}}\n")
+    assert [(one.rule, one.line) for one in found] == ([(rule, 12)] if rule else [])
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="lint: metal_version is '3', expected one of 3.0, 3.1"):
         metalsim.lint(RIGHT, metal_version="3")

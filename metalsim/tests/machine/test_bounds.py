@@ -46,8 +46,10 @@ kernel void matrix_load(device const float* in [[buffer(0)]], device float* out 
   simdgroup_store(m, out, 8);
 }
 
+constant bool biased [[function_constant(0)]];
 kernel void optional(device float* out [[buffer(0)]], constant int& use [[buffer(1)]],
-                     constant float& bias [[buffer(2)]], device const float* extra [[buffer(3)]],
+                     constant float& bias [[buffer(2), function_constant(biased)]],
+                     device const float* extra [[buffer(3)]],
                      uint i [[thread_position_in_grid]]) {
   out[i] = 1;
   if (use & 1) out[i] += bias;
@@ -58,7 +60,7 @@ kernel void optional(device float* out [[buffer(0)]], constant int& use [[buffer
 
 @pytest.fixture
 def library(compiler: str) -> metalsim.ShaderLibrary:
-    return metalsim.compile_shader(SOURCE, check=True)
+    return metalsim.compile_shader(SOURCE, check=True, function_constants={"biased": False})
 
 
 def test_read_past_the_end(library: metalsim.ShaderLibrary):

@@ -45,6 +45,11 @@ BODIES = {
     "lane_leaves_simdgroup_barrier": """
   if (t == 5) return;
   simdgroup_barrier(mem_flags::mem_none);""",
+    "two_calls_of_one_line": """
+  float s = 0; if (t < 16) s = simd_sum(1.0f); s += simd_sum(2.0f);
+  out[t] = s;""",
+    "two_barriers_of_one_line": """
+  t < 32 ? threadgroup_barrier(mem_flags(0)) : threadgroup_barrier(mem_flags(0));""",
 }
 EXPECTED = {  # what the message must say: (count, "first", where)
     "barrier_in_branch": [(16, 0, "in threadgroup_barrier at line 6"),
@@ -65,7 +70,51 @@ EXPECTED = {  # what the message must say: (count, "first", where)
     "lane_leaves_simdgroup_barrier": [(31, 0, "in simdgroup_barrier at line 6"),
                                       (1, 5, "returned from the kernel"),
                                       (32, 32, "returned from the kernel")],
+    "two_calls_of_one_line": [(16, 0, "in simd_sum at line 5"),
+                              (16, 16, "in simd_sum at line 5 by another call"),
+                              (32, 32, "returned from the kernel")],
+    "two_barriers_of_one_line": [(32, 0, "in threadgroup_barrier at line 5"),
+                                 (32, 32, "in threadgroup_barrier at line 5 by another call")],
 }  # fmt: skip
+HELPERS = (
+    PRELUDE
+    + """
+inline float total(float value) {
+  return simd_sum(value);
+}
+void meet() { threadgroup_barrier(mem_flags::mem_none); }
+#define MEET threadgroup_barrier(mem_flags::mem_none)
+#define KERNEL(name) kernel void name(device float* out, uint t [[thread_index_in_threadgroup]])
+
+KERNEL(helper_twice) {
+  float sum = 0;
+  if (t % 32 < 16)
+    sum = total(1.0f);
+  sum += total(2.0f);
+  out[t] = sum;
+}
+KERNEL(helper_on_both_sides) {
+  if (t % 32 < 16)
+    out[t] = total(1.0f);
+  else
+    out[t] = total(2.0f);
+}
+KERNEL(barrier_in_a_helper) {
+  if (t < 32) meet();
+  out[t] = 1;
+  if (t >= 32) meet();
+}
+KERNEL(macro_twice_in_a_line) { if (t < 32) MEET; out[t] = 1; if (t >= 32) MEET; }
+KERNEL(all_together) {
+  float sum = 0;
+  for (uint turn = 0; turn < 3; ++turn) {
+    sum += total(t & 1 ? 1.0f : 2.0f);
+    meet();
+  }
+  out[t] = sum + total(1.0f);
+}
+"""
+)
 KERNEL = (
     "kernel void {name}(device float* out, uint t [[thread_index_in_threadgroup]]) {{{body}\n}}"
 )
@@ -141,3 +190,24 @@ kernel void f(device float* x) {
     kernel = metalsim.compile_shader(source).f
     with pytest.raises(metalsim.SimulationError, match=r"simdgroup_multiply at line 6.* has 12"):
         kernel(torch.zeros(1), threads=12, group_size=32)
+
+
+@pytest.mark.parametrize("name", ["helper_twice", "helper_on_both_sides", "barrier_in_a_helper"])
+def test_checking_builds_tell_the_calls_of_a_helper_apart(clang: str, name: str):
+    library = metalsim.compile_shader(HELPERS, check=True)
+    with pytest.raises(metalsim.DivergenceError, match="by another call"):
+        getattr(library, name)(torch.zeros(64), threads=64, group_size=64)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_macro_twice_in_a_line_is_two_places(compiler: str, check: bool):
+    library = metalsim.compile_shader(HELPERS, check=check)
+    with pytest.raises(metalsim.DivergenceError, match="by another call"):
+        library.macro_twice_in_a_line(torch.zeros(64), threads=64, group_size=64)
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_one_call_of_a_helper_is_one_place(compiler: str, check: bool):
+    out = torch.zeros(64)
+    metalsim.compile_shader(HELPERS, check=check).all_together(out, threads=64, group_size=64)
+    assert out.tolist() == [3 * 48 + 32] * 64

@@ -18,6 +18,7 @@ using namespace metal;
 
 // Stands in front of the kernels that call it, and is called behind their branches.
 __attribute__((noinline)) static int total(int value) { return simd_sum(value); }
+static int inlined_total(int value) { return simd_sum(value); }
 
 KERNEL(one_side) {
   int sum = -1;
@@ -73,6 +74,21 @@ KERNEL(with_a_barrier) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   out[i] = shared[63 - i];
 }
+KERNEL(two_calls_of_one_line) {
+  int sum = 0; if (i % 32 < 16) sum = simd_sum(1); sum += simd_sum(2);
+  out[i] = sum;
+}
+KERNEL(helper_twice) {
+  int sum = 0;
+  if (i % 32 < 16) sum = inlined_total(1);
+  out[i] = sum + inlined_total(2);
+}
+KERNEL(helper_on_both_sides) {
+  if (i % 32 < 16)
+    out[i] = inlined_total(1);
+  else
+    out[i] = inlined_total(2);
+}
 KERNEL(barrier_on_one_side) {
   if (i & 1) simdgroup_barrier(mem_flags::mem_none);
   out[i] = simd_sum(1);
@@ -109,18 +125,33 @@ EXPECTED = {
     "mask": lambda i: np.where(i % 3, masked(i[i % 3 > 0]), masked(i[(i % 3 == 0) & (i % 2 == 1)])),
     "nested": lambda i: np.where(i & 1, np.where(i & 2, 8, 0) + 1600, 0) + 320000,
     "with_a_barrier": lambda i: np.where(i % 32 > 24, 7, 0),
+    "two_calls_of_one_line": lambda i: np.where(i % 32 < 16, 16, 0) + 64,
+}
+CALLS_OF_HELPERS = {  # g++ does not keep them apart
+    "helper_twice": lambda i: np.where(i % 32 < 16, 16, 0) + 64,
+    "helper_on_both_sides": lambda i: np.where(i % 32 < 16, 16, 32),
 }
 
 
-@pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("name", EXPECTED)
-def test_lanes_that_meet(name: str, check: bool, compiler: str) -> None:
+def check_under_seeds(name: str, check: bool, expected: Callable[[np.ndarray], np.ndarray]) -> None:
     library = metalsim.compile_shader(SOURCE, check=check, inactive_lanes=True)
     for seed in (0, 1, 2):
         out = np.zeros(64, np.int32)
         with metalsim.schedule(seed=seed):
             getattr(library, name)(out, threads=64, group_size=64)
-        np.testing.assert_array_equal(out, simdgroups(EXPECTED[name]), f"seed {seed}")
+        np.testing.assert_array_equal(out, simdgroups(expected), f"seed {seed}")
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("name", EXPECTED)
+def test_lanes_that_meet(name: str, check: bool, compiler: str) -> None:
+    check_under_seeds(name, check, EXPECTED[name])
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("name", CALLS_OF_HELPERS)
+def test_calls_of_a_helper_are_apart(name: str, check: bool, clang: str) -> None:
+    check_under_seeds(name, check, CALLS_OF_HELPERS[name])
 
 
 @pytest.mark.parametrize("name", ["barrier_on_one_side", "matrix_on_one_side"])

@@ -187,3 +187,48 @@ def test_without_profile_no_lines():
     library.wide(torch.zeros(32, 4), threads=32, group_size=32)
     assert library.wide.line_counters == ()
     assert library.wide.counters["device_loads"] == 0
+
+
+# (type of x, of out, statement, bytes and accesses of a simdgroup's loads of x)
+VECTOR_LOADS = [
+    ("float4", "float4", "float4 v = x[i]; out[i] = v * v + v;", 512, 1),
+    ("float4", "float4", "out[i] = simd_sum(x[i]);", 512, 1),
+    ("float3", "float3", "float3 v = x[i]; out[i] = v * v + v;", 384, 1),
+    ("long2", "long2", "long2 v = x[i]; out[i] = v * v + v;", 512, 1),
+    ("uint4", "uint4", "uint4 v = x[i]; out[i] = (v >> 4) & v;", 512, 1),
+    ("half3", "half3", "half3 v = x[i]; out[i] = v * v + v;", 192, 1),
+    ("float4", "float4", "out[i] = exp(x[i]);", 512, 1),
+    ("float4", "float4", "out[i] = -x[i];", 512, 1),
+    ("half4", "float4", "out[i] = float4(x[i]);", 256, 1),
+    ("float4", "half4", "out[i] = half4(x[i]);", 512, 1),
+    ("float4", "float4", "out[i] = float4(x[i].zw, 0, 0);", 256, 1),
+    ("float4", "float", "out[i] = dot(x[i], x[i + 1]);", 1024, 2),
+    ("float4", "float4", "out[i] = select(x[i], x[i + 1], bool4(true));", 1024, 2),
+]
+
+
+def vector_kernels() -> str:
+    kernels = "#include <metal_stdlib>\nusing namespace metal;\n"
+    for number, (element, result, statement, *_) in enumerate(VECTOR_LOADS):
+        kernels += f"""
+kernel void device_{number}(device const {element}* x, device {result}* out,
+                            uint i [[thread_position_in_grid]]) {{ {statement} }}
+kernel void threadgroup_{number}(device const {element}* in, device {result}* out,
+                                 uint i [[thread_position_in_grid]]) {{
+  threadgroup {element} x[33];
+  x[i] = {element}(1);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  {statement}
+}}"""
+    return kernels
+
+
+def test_each_read_of_a_vector_is_one_access(compiler: str):
+    library = metalsim.compile_shader(vector_kernels(), profile=True)
+    x, out = torch.zeros(33 * 32, dtype=torch.uint8), torch.zeros(33 * 32, dtype=torch.uint8)
+    for number, (_, _, statement, loaded, loads) in enumerate(VECTOR_LOADS):
+        for memory in ("device", "threadgroup"):
+            kernel = getattr(library, f"{memory}_{number}")
+            kernel(x, out, threads=32, group_size=32)
+            counted = [kernel.counters[f"{memory}_{name}"] for name in ("bytes_loaded", "loads")]
+            assert counted == [loaded, loads], (memory, statement)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .address_space_twins import erase_twins
+from .constant_values import evaluate_attributes
 from .emitter import ColumnMap, emit
 from .function_constants import FunctionConstants
 from .preprocessor import Preprocessed, Preprocessor
@@ -45,7 +46,7 @@ def translate(
     preprocessor = Preprocessor(include_dirs, system_dirs)
     with quoted_errors(preprocessor):
         preprocessed = preprocessor.run(source)
-        tokens = erase_twins(preprocessed.tokens)
+        tokens = evaluate_attributes(erase_twins(preprocessed.tokens))
         rewriter = Rewriter(tokens, FunctionConstants(function_constants or {}))
         rewriter.run()
         _check_names(rewriter.kernels)

@@ -40,6 +40,8 @@ class FunctionConstants:
         if is_given:
             self._used.add(key)
             value = _spelled(spell(type_tokens), self._given[key], name)
+        elif not self._needed:
+            return self.unknown([*type_tokens, name])
         else:
             self._missing[name.text] = name
             value = "{}"
@@ -51,6 +53,28 @@ class FunctionConstants:
             name,
             *(name._replace(kind=kind, text=text) for kind, text in after),
         ]
+
+    def unknown(self, declaration: list[Token]) -> list[Token]:
+        """The constant of type and name `declaration` as one whose value no compiler knows, ';'
+        included."""
+        first, name = declaration[0], declaration[-1]
+        self._known.setdefault(name.text, False)
+        words = ((IDENTIFIER, "extern"), (IDENTIFIER, "METALSIM_CONSTANT"))
+        return [
+            *(first._replace(kind=kind, text=text) for kind, text in words),
+            *declaration,
+            name._replace(kind=PUNCTUATOR, text=";"),
+        ]
+
+    def derive(self, statement: list[Token]) -> list[Token] | None:
+        """`constant T y = x + 1` where x is such a constant; None for all else."""
+        words = [token.text for token in statement]
+        if "constant" not in words or "=" not in words:
+            return None
+        end = words.index("=")
+        if statement[end - 1].kind != IDENTIFIER or not self._known.keys() & set(words[end:]):
+            return None
+        return self.unknown([token for token in statement[:end] if token.text not in _QUALIFIERS])
 
     def query(self, tokens: list[Token], at: int) -> tuple[Token, int]:
         """`is_function_constant_defined(x)` as true or false, and the index of its last token."""

@@ -3,6 +3,8 @@ entry points."""
 
 from __future__ import annotations
 
+import math
+
 from .conditions import Condition
 from .program import Argument, Kernel, Signature
 from .syntax import (
@@ -91,13 +93,14 @@ def read_signature(
     if all(token.text != "void" for token in tokens[:opening]):
         raise error_at(name, f"kernel '{name.text}' must return void")
     parameters = split_commas(tokens[opening + 1 : closing(tokens, opening)])
-    limits = [
-        tuple(attribute.arguments)
-        for attribute in attributes
-        if attribute.name == "max_total_threads_per_threadgroup"
-    ]
+    limits = {attribute.name: tuple(attribute.arguments) for attribute in attributes}
     return Signature(
-        name, scope, _arguments(parameters), tuple(template), limits[0] if limits else ()
+        name,
+        scope,
+        _arguments(parameters),
+        tuple(template),
+        limits.get("max_total_threads_per_threadgroup", ()),
+        limits.get("required_threads_per_threadgroup", ()),
     )
 
 
@@ -134,6 +137,18 @@ def _max_threads(signature: Signature, arguments: list[list[Token]]) -> int:
     if not tokens or any(token.kind == IDENTIFIER for token in tokens):
         return MAX_THREADS
     return min(MAX_THREADS, Condition(tokens, tokens[0]).value())
+
+
+def _group(signature: Signature, arguments: list[list[Token]]) -> tuple[int, ...]:
+    """The three sizes that an instantiation requires, nothing where they are not known here."""
+    values = _template_values(signature.template, arguments)
+    sizes = list[int]()
+    for size in split_commas(list(signature.group)):
+        tokens = [number for token in size for number in values.get(token.text, [token])]
+        if not tokens or any(token.kind == IDENTIFIER for token in tokens):
+            return ()
+        sizes.append(Condition(tokens, tokens[0]).value())
+    return (*sizes, 1, 1)[:3] if sizes else ()
 
 
 def _template_values(
@@ -179,7 +194,9 @@ def _arguments(parameters: list[list[Token]]) -> tuple[Argument, ...]:
                 f"buffer({index}): Metal has {MAX_BUFFERS} buffer slots, 0 to {MAX_BUFFERS - 1}",
             )
         seen.add(index)
-        arguments.append(Argument(index, "", is_constant, not _is_read_only(declaration)))
+        required = not optional and any(token.text == "&" for token in declaration)
+        writable = not _is_read_only(declaration)
+        arguments.append(Argument(index, "", is_constant, writable, required))
     return tuple(arguments)
 
 
@@ -195,7 +212,11 @@ def _buffer_index(attributes: list[Attribute]) -> int | None:
         if attribute.name == "buffer":
             tokens = attribute.arguments
             if not tokens or any(token.kind == IDENTIFIER for token in tokens):
-                raise error_at(attribute.where, "buffer(n) needs a constant index")
+                raise error_at(
+                    attribute.where,
+                    f"buffer({spell(tokens)}): metalsim needs a number here, or an integer "
+                    "constant or enumerator of the program: write the number",
+                )
             return Condition(tokens, attribute.where).value()
     return None
 
@@ -264,8 +285,11 @@ def read_instantiation(
             name = join_strings(attribute.arguments)
     opening = next((at for at in range(start, end) if tokens[at].text == "<"), end)
     arguments = split_commas(tokens[opening + 1 : end - 1])
-    max_threads = _max_threads(signature, arguments)
-    return Kernel(name or expression, expression, where, scope, signature.arguments, max_threads)
+    group = _group(signature, arguments)
+    max_threads = math.prod(group) if group else _max_threads(signature, arguments)
+    return Kernel(
+        name or expression, expression, where, scope, signature.arguments, max_threads, group
+    )
 
 
 def _start_of_name(tokens: list[Token], end: int) -> int:

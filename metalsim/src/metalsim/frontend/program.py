@@ -20,6 +20,8 @@ class Argument(NamedTuple):
     """Whether the buffer is in the constant address space."""
     writable: bool = False
     """Whether the declaration lets the kernel write to the buffer."""
+    required: bool = False
+    """Whether a launch must bind it: a reference refers to something."""
 
     def macro(self) -> str:
         """The argument as METALSIM_ENTRY takes it."""
@@ -39,6 +41,8 @@ class Signature(NamedTuple):
     """`template <...>`, or nothing."""
     limit: tuple[Token, ...]
     """The expression of max_total_threads_per_threadgroup, or nothing."""
+    group: tuple[Token, ...] = ()
+    """The sizes of required_threads_per_threadgroup with their commas, or nothing."""
 
 
 class Kernel(NamedTuple):
@@ -51,11 +55,21 @@ class Kernel(NamedTuple):
     scope: tuple[str, ...]
     arguments: tuple[Argument, ...]
     max_threads: int
+    group: tuple[int, ...] = ()
+    """The only size of a threadgroup that it takes, where it says so."""
 
     @property
     def writable_buffers(self) -> tuple[int, ...]:
         """The buffer indices whose declarations let the kernel write."""
-        slots = {argument.buffer for argument in self.arguments if argument.writable}
+        return self._slots([argument for argument in self.arguments if argument.writable])
+
+    @property
+    def required_buffers(self) -> tuple[int, ...]:
+        """The buffer indices that every launch must bind."""
+        return self._slots([argument for argument in self.arguments if argument.required])
+
+    def _slots(self, arguments: list[Argument]) -> tuple[int, ...]:
+        slots = {argument.buffer for argument in arguments}
         return tuple(sorted(slot for slot in slots if slot is not None))
 
 

@@ -12,6 +12,7 @@ ADDRESS_SPACE_MACROS = {
     "threadgroup": "METALSIM_THREADGROUP",
     "thread": "METALSIM_THREAD",
 }
+_MATRIX_SIZES = [f"{columns}x{rows}" for columns in (2, 3, 4) for rows in (2, 3, 4)]
 REFUSED_WORDS = {
     **dict.fromkeys(
         "double goto virtual new delete throw try catch typeid dynamic_cast thread_local".split(),
@@ -25,6 +26,10 @@ REFUSED_WORDS = {
         intersection_function_table acceleration_structure instance_acceleration_structure
         primitive_acceleration_structure mesh_grid_properties""".split(),
         "metalsim does not support '{}'",
+    ),
+    **dict.fromkeys(
+        [f"{element}{size}" for element in ("float", "half") for size in _MATRIX_SIZES],
+        "metalsim does not support '{}': use an array of vectors, its columns",
     ),
 }
 _FIRST_SPECIFIERS = frozenset({"static", "inline", "extern", "volatile", "typename", "thread"})

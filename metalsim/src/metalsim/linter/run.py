@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from ..frontend import Preprocessed
+from ..frontend.constant_values import evaluate_attributes
 from ..frontend.function_constants import FunctionConstants
 from ..include_path import read_include_dirs, torch_headers
 from .clang import ANY_THREAD, check_types, find_clang, run_clang, translate_for_clang
@@ -103,13 +104,14 @@ def _check_structure(
     preprocessed: Preprocessed, version: int, use_clang: bool
 ) -> Iterator[LintFinding]:
     constants = FunctionConstants({}, needed=False)
-    recorder = Recorder(preprocessed.tokens, constants, is_thread_implied=version < 410)
+    tokens = evaluate_attributes(preprocessed.tokens)
+    recorder = Recorder(tokens, constants, is_thread_implied=version < 410)
     try:
         recorder.run()
     except SyntaxError as error:
         recorder.refused.append(error)
     yield from check_pointers(recorder.segments)
-    yield from check_kernels(recorder.segments, preprocessed.tokens)
+    yield from check_kernels(recorder.segments, tokens)
     yield from map(_front_end_finding, recorder.refused)
     if recorder.refused:
         return

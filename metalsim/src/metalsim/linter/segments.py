@@ -58,6 +58,12 @@ class Recorder(Rewriter):
         noted = self._noted(statement)
         if self._scopes[-1].kind == "namespace" and _is_defined_before(statement):
             return
+        derived = None
+        if self._scopes[-1].kind == "namespace" and not self._goes_on:
+            derived = self._constants.derive(statement)
+        if derived is not None:
+            self.output += derived
+            return
         try:
             super()._statement(noted, end)
         except SyntaxError as error:

@@ -65,6 +65,12 @@ _NO_REORDERING = {
     "gcc": ("-fno-reorder-blocks", "-fno-reorder-blocks-and-partition"),
     "zig": ("-mllvm", "-disable-block-placement"),
 }
+# The calls that lead to a rendezvous stay apart and can be followed (divergence.cpp).
+_CLANG_WAYS = (
+    *("-fno-omit-frame-pointer", "-Xclang", "-fconvergent-functions"),
+    *("-mllvm", "-enable-tail-merge=false"),
+)
+_WAYS = {"clang": _CLANG_WAYS, "gcc": (), "zig": _CLANG_WAYS}
 _INSTRUMENTATION = {
     "clang": _CLANG_INSTRUMENTATION,
     "gcc": ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"),
@@ -100,9 +106,10 @@ def kernel_flags(family: str, mode: str, inactive_lanes: bool = False) -> list[s
         flags += _HALF_ROUNDING
     if inactive_lanes:
         flags += ["-DMETALSIM_INACTIVE_LANES", "-fno-omit-frame-pointer", *_NO_REORDERING[family]]
+        flags += _WAYS[family]
     if mode == "check":
         bounds = () if family == "gcc" else _BOUNDS
-        instrumentation = (*_INSTRUMENTATION[family], *_ALIGNMENT, *bounds)
+        instrumentation = (*_INSTRUMENTATION[family], *_ALIGNMENT, *bounds, *_WAYS[family])
         return [*flags, "-O1", *_LINES, "-DMETALSIM_CHECK", *instrumentation]
     return [*flags, "-O3", "-g0"]
 

@@ -2,7 +2,6 @@
 // source.
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "context.h"
 #include "threadgroup.h"
@@ -31,30 +30,42 @@ struct Text {
   }
 };
 
-// Threads that stand at the same place: a barrier, a collective, or the kernel's end (name is
+// Threads that stand at the same place: a barrier, a collective, or the kernel's end (where is
 // null).
 struct Standing {
-  const char* name;
-  uint32_t line;
+  const Fiber* where;
   uint32_t count;
   uint32_t first;
 };
+
+bool is_one_place(const Fiber* a, const Fiber* b) {
+  if (a == nullptr || b == nullptr) return a == b;
+  return a->site == b->site && same_name(a->name, b->name) && is_same_way(*a, *b);
+}
 
 struct Standings {
   Standing places[64];
   uint32_t count = 0;
 
-  void add(const char* name, uint32_t line, uint32_t thread) {
+  void add(const Fiber* where, uint32_t thread) {
     for (uint32_t index = 0; index < count; ++index) {
-      Standing& place = places[index];
-      const bool same_name = place.name == name || (place.name != nullptr && name != nullptr &&
-                                                    strcmp(place.name, name) == 0);
-      if (same_name && place.line == line) {
-        ++place.count;
+      if (is_one_place(places[index].where, where)) {
+        ++places[index].count;
         return;
       }
     }
-    if (count < 64) places[count++] = {name, line, 1, thread};
+    if (count < 64) places[count++] = {where, 1, thread};
+  }
+
+  // Whether the line of place `index` does not tell it from an earlier one.
+  bool is_hidden(uint32_t index) const {
+    const Fiber& own = *places[index].where;
+    for (uint32_t other = 0; other < index; ++other) {
+      const Fiber* at = places[other].where;
+      if (at != nullptr && line_of(at->site) == line_of(own.site) && same_name(at->name, own.name))
+        return true;
+    }
+    return false;
   }
 };
 
@@ -82,17 +93,18 @@ void report_divergence(Threadgroup& group) {
   for (uint32_t thread = 0; thread < group.thread_count; ++thread) {
     const Fiber& fiber = group.fibers[thread];
     const bool present = fiber.simdgroup->present >> fiber.lane & 1;
-    standings.add(present ? fiber.name : nullptr, present ? fiber.line : 0, thread);
+    standings.add(present ? &fiber : nullptr, thread);
   }
   Text text;
   for (uint32_t index = 0; index < standings.count; ++index) {
     const Standing& place = standings.places[index];
     text.append("%s%u thread%s (first: %u) ", index == 0 ? "" : "; ", place.count,
                 place.count == 1 ? "" : "s", place.first);
-    if (place.name == nullptr)
+    if (place.where == nullptr)
       text.append("returned from the kernel");
     else
-      text.append("in %s at line %u", place.name, place.line);
+      text.append("in %s at line %u%s", place.where->name, line_of(place.where->site),
+                  standings.is_hidden(index) ? " by another call" : "");
   }
   set_error(
       group, "divergence",

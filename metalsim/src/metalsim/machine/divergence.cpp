@@ -14,7 +14,8 @@ struct Calls {
 };
 
 // Frames hold the address of their caller's frame, then that of the code to return to.
-Calls calls_of(const Threadgroup& group, const Fiber& fiber) {
+Calls calls_of(const Fiber& fiber) {
+  const Threadgroup& group = *fiber.threadgroup;
   const unsigned char* top = group.stacks + group.stack_stride * (fiber.thread + 1u);
   Calls calls = {};
   const auto* frame = static_cast<const unsigned char*>(fiber.frame);
@@ -38,7 +39,7 @@ bool is_before(const Calls& a, const Calls& b) {
 }
 
 bool is_same(const Fiber& a, const Fiber& b) {
-  return a.code == b.code && a.line == b.line && same_name(a.name, b.name);
+  return a.code == b.code && a.site == b.site && same_name(a.name, b.name) && is_same_way(a, b);
 }
 
 uint32_t companions(const Simdgroup& simd, const Fiber* lanes, const Fiber& fiber) {
@@ -50,6 +51,17 @@ uint32_t companions(const Simdgroup& simd, const Fiber* lanes, const Fiber& fibe
 
 }  // namespace
 
+bool is_same_way([[maybe_unused]] const Fiber& a, [[maybe_unused]] const Fiber& b) {
+#if defined(__clang__)
+  if (a.frame == nullptr || b.frame == nullptr) return true;
+  const Calls of_a = calls_of(a), of_b = calls_of(b);
+  return of_a.count == of_b.count &&
+         __builtin_memcmp(of_a.code, of_b.code, of_a.count * sizeof *of_a.code) == 0;
+#else
+  return true;  // g++ copies and merges calls as it likes
+#endif
+}
+
 void decide(Threadgroup& group, Simdgroup& simd) {
   const Fiber* lanes = &group.fibers[simd.index * simdgroup_width];
   uint32_t chosen = 0, seen = 0;
@@ -59,7 +71,7 @@ void decide(Threadgroup& group, Simdgroup& simd) {
     const uint32_t together = companions(simd, lanes, fiber);
     seen |= together;
     if (needs_every_lane(fiber.code) && together != simd.present) continue;
-    const Calls calls = calls_of(group, fiber);
+    const Calls calls = calls_of(fiber);
     if (chosen != 0 && !is_before(calls, first)) continue;
     chosen = together;
     first = calls;

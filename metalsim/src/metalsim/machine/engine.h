@@ -5,6 +5,35 @@
 
 #include "abi.h"
 
+// As a default argument: the site of the call, see line_of.
+#if defined(__clang__)
+#define METALSIM_SITE (__builtin_LINE() | __builtin_COLUMN() << metalsim::site_line_bits)
+#else
+// g++ tells the column to the library's std::source_location alone.
+namespace std {
+struct source_location {
+  struct __impl {
+    const char* _M_file_name;
+    const char* _M_function_name;
+    unsigned _M_line;
+    unsigned _M_column;
+  };
+};
+}  // namespace std
+#define METALSIM_SITE                                                                       \
+  (__builtin_LINE() |                                                                       \
+   static_cast<const std::source_location::__impl*>(__builtin_source_location())->_M_column \
+       << metalsim::site_line_bits)
+#endif
+
+// The way to a rendezvous is the code that it returns to, where compilers neither copy nor merge
+// the calls that lead there.
+#if defined(__clang__) && (defined(METALSIM_CHECK) || defined(METALSIM_INACTIVE_LANES))
+#define METALSIM_RENDEZVOUS METALSIM_API __attribute__((convergent))
+#else
+#define METALSIM_RENDEZVOUS METALSIM_API
+#endif
+
 namespace metalsim {
 
 inline constexpr uint32_t simdgroup_width = 32;
@@ -12,6 +41,10 @@ inline constexpr uint32_t max_threads = 1024;
 inline constexpr uint32_t max_threadgroup_bytes = 32768;
 inline constexpr uint32_t max_variables = 1024;  // threadgroup variables in one program
 inline constexpr uint32_t exchange_bytes = 1024;
+
+// Where a call stands in the source: its line, and above that its column.
+inline constexpr uint32_t site_line_bits = 20;
+constexpr uint32_t line_of(uint32_t site) { return site & ((1u << site_line_bits) - 1); }
 
 enum class ScalarType : uint32_t {
   float32,
@@ -90,11 +123,11 @@ struct alignas(64) Simdgroup {
   uint32_t code;  // the pending collective: what its first lane asked for
   const char* name;
   const void* caller;  // the code that asked
-  uint32_t line;
+  uint32_t site;
   uint32_t index;
   uint32_t turn;           // which of its two workspaces the next tensor operation uses
   uint32_t scope_entries;  // into operations of several simdgroups
-  uint32_t scope_line;
+  uint32_t scope_site;
   bool mismatch;  // the waiting lanes want different collectives
   alignas(64) unsigned char exchange[2][exchange_bytes];
 };
@@ -116,8 +149,8 @@ struct alignas(64) Fiber {
   Simdgroup* simdgroup;
   Threadgroup* threadgroup;
   const char* name;   // what it waits for, and where
-  const void* frame;  // of its call of metalsim_agree
-  uint32_t line;
+  const void* frame;  // of its call of the machine, where the way there is known
+  uint32_t site;
   uint16_t lane;
   uint16_t thread;  // index in the threadgroup
   uint32_t position[3];
@@ -195,21 +228,22 @@ METALSIM_API uint32_t metalsim_current_lane(void) __attribute__((const));
 
 // Waits until every present lane of the simdgroup asks for the same collective, then carries it
 // out.
-METALSIM_API void metalsim_meet(metalsim::Fiber* fiber, uint32_t code, const char* name,
-                                uint32_t line);
+METALSIM_RENDEZVOUS void metalsim_meet(metalsim::Fiber* fiber, uint32_t code, const char* name,
+                                       uint32_t site);
 
 // Where lanes may diverge (METALSIM_INACTIVE_LANES), in front of each collective and before the
 // operands are written: waits until every lane of the simdgroup waits for something, then lets
 // those go on that wait for the same collective and come first in the program.
-METALSIM_API void metalsim_agree(metalsim::Fiber* fiber, uint32_t code, const char* name,
-                                 uint32_t line);
+METALSIM_RENDEZVOUS void metalsim_agree(metalsim::Fiber* fiber, uint32_t code, const char* name,
+                                        uint32_t site);
 
 // Waits until every thread of the threadgroup stands at the same barrier.
-METALSIM_API void metalsim_threadgroup_barrier(metalsim::Fiber* fiber, uint32_t flags,
-                                               uint32_t line);
+METALSIM_RENDEZVOUS void metalsim_threadgroup_barrier(metalsim::Fiber* fiber, uint32_t flags,
+                                                      uint32_t site);
 
 // simdgroup_barrier: a collective that orders the memory named by flags.
-METALSIM_API void metalsim_simdgroup_barrier(metalsim::Fiber* fiber, uint32_t flags, uint32_t line);
+METALSIM_RENDEZVOUS void metalsim_simdgroup_barrier(metalsim::Fiber* fiber, uint32_t flags,
+                                                    uint32_t site);
 
 // The first thread of a threadgroup that reaches a variable allocates it, filled with 0xFF (NaN).
 METALSIM_API void* metalsim_threadgroup_variable(metalsim::Fiber* fiber, uint32_t id,
@@ -221,7 +255,7 @@ METALSIM_API unsigned char* metalsim_tensor_workspace(metalsim::Fiber* fiber);
 
 // A thread enters an operation that all of the `simdgroups` of its threadgroup carry out.
 METALSIM_API void metalsim_enter_scope(metalsim::Fiber* fiber, uint32_t simdgroups,
-                                       const char* name, uint32_t line);
+                                       const char* name, uint32_t site);
 
 // atomic_thread_fence, with MSL's numbers for memory, order and scope.
 METALSIM_API void metalsim_fence(metalsim::Fiber* fiber, uint32_t flags, uint32_t order,

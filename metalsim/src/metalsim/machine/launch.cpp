@@ -212,8 +212,8 @@ void choose_order(Launch& shared) {
     shared.stride = (shared.stride + 1) % shared.total;
 }
 
-// Compilers may read through a reference before the branch that guards it, so unbound buffers point
-// at zeros.
+// Compilers may read through a reference that a function constant makes optional before the branch
+// that guards it, so unbound buffers point at zeros.
 void bind_buffers(Launch& shared) {
   for (uint32_t index = 0; index < METALSIM_BUFFERS; ++index) {
     shared.buffers[index] = shared.launch->buffers[index];

@@ -95,8 +95,8 @@ void complete(Threadgroup& group, Simdgroup& simd) {
     fail(group, "simdgroup",
          "%s at line %u needs a full simdgroup of 32 threads, but simdgroup %u of threadgroup (%u, "
          "%u, %u) has %d",
-         simd.name, simd.line, simd.index, group.position[0], group.position[1], group.position[2],
-         __builtin_popcount(simd.existing));
+         simd.name, line_of(simd.site), simd.index, group.position[0], group.position[1],
+         group.position[2], __builtin_popcount(simd.existing));
   }
   if (collective != Collective::tensor_multiply)
     count(group, counter_of(collective), 1, simd.caller);
@@ -184,6 +184,7 @@ void prepare_fibers(Threadgroup& group) {
         fiber.position[0] = x;
         fiber.position[1] = y;
         fiber.position[2] = z;
+        fiber.frame = nullptr;
 #if defined(METALSIM_CHECK)
         fiber.arrays = nullptr;
 #endif
@@ -230,16 +231,18 @@ uint32_t metalsim_current_lane() { return running_fiber->lane; }
 namespace {
 
 inline __attribute__((always_inline)) void meet(Fiber* fiber, uint32_t code, const char* name,
-                                                uint32_t line, const void* caller) {
+                                                uint32_t site, const void* caller) {
   Simdgroup& simd = *fiber->simdgroup;
   fiber->name = name;
-  fiber->line = line;
+  fiber->site = site;
+  note_frame(fiber, __builtin_frame_address(0));
   if (simd.waiting == 0) {
     simd.code = code;
     simd.name = name;
     simd.caller = caller;
-    simd.line = line;
-  } else if (simd.line != line || simd.code != code || !same_name(simd.name, name)) {
+    simd.site = site;
+  } else if (simd.site != site || simd.code != code || !same_name(simd.name, name) ||
+             !came_alike(*(fiber - fiber->lane + lowest(simd.waiting)), *fiber)) {
     simd.mismatch = true;
   }
   simd.waiting |= 1u << fiber->lane;
@@ -254,34 +257,36 @@ inline __attribute__((always_inline)) void meet(Fiber* fiber, uint32_t code, con
 
 }  // namespace
 
-void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
-  meet(fiber, code, name, line, __builtin_return_address(0));
+void metalsim_meet(Fiber* fiber, uint32_t code, const char* name, uint32_t site) {
+  meet(fiber, code, name, site, __builtin_return_address(0));
 }
 
-void metalsim_agree(Fiber* fiber, uint32_t code, const char* name, uint32_t line) {
+void metalsim_agree(Fiber* fiber, uint32_t code, const char* name, uint32_t site) {
   fiber->name = name;
-  fiber->line = line;
+  fiber->site = site;
   fiber->code = code;
   fiber->frame = __builtin_frame_address(0);
   fiber->simdgroup->undecided |= 1u << fiber->lane;
   give_way(*fiber->threadgroup, fiber);
 }
 
-void metalsim_simdgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
-  meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", line,
+void metalsim_simdgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t site) {
+  meet(fiber, pack(Collective::barrier, flags & 15), "simdgroup_barrier", site,
        __builtin_return_address(0));
 }
 
-void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t line) {
+void metalsim_threadgroup_barrier(Fiber* fiber, uint32_t flags, uint32_t site) {
   Threadgroup& group = *fiber->threadgroup;
   fiber->name = "threadgroup_barrier";
-  fiber->line = line;
+  fiber->site = site;
+  note_frame(fiber, __builtin_frame_address(0));
   if (group.arrived == 0) {
-    group.barrier_line = line;
+    group.barrier_first = fiber;
     group.barrier_flags = flags;
     group.barrier_caller = __builtin_return_address(0);
   }
-  if (group.barrier_line != line) group.barrier_mismatch = true;
+  const Fiber& first = *group.barrier_first;
+  if (first.site != site || !came_alike(first, *fiber)) group.barrier_mismatch = true;
   fiber->simdgroup->at_barrier |= 1u << fiber->lane;
   ++group.arrived;
   if (!all_arrived(group)) [[likely]] {

@@ -97,7 +97,7 @@ void check_scopes(Threadgroup& group) {
               "simdgroup 0 ran %u (the latest at line %u): all simdgroups of the scope must run "
               "each one",
               index, group.position[0], group.position[1], group.position[2], simd.scope_entries,
-              first.scope_entries, more.scope_line);
+              first.scope_entries, line_of(more.scope_site));
     return;
   }
 }
@@ -111,15 +111,15 @@ unsigned char* metalsim_tensor_workspace(Fiber* fiber) {
   return fiber->threadgroup->workspaces + number * workspace_bytes;
 }
 
-void metalsim_enter_scope(Fiber* fiber, uint32_t simdgroups, const char* name, uint32_t line) {
+void metalsim_enter_scope(Fiber* fiber, uint32_t simdgroups, const char* name, uint32_t site) {
   Threadgroup& group = *fiber->threadgroup;
   if (group.simdgroup_count != simdgroups)
     fail(group, "simdgroup",
          "%s at line %u has the scope execution_simdgroups<%u>, but threadgroup (%u, %u, %u) has "
          "%u simdgroups: launch %u threads a threadgroup",
-         name, line, simdgroups, group.position[0], group.position[1], group.position[2],
+         name, line_of(site), simdgroups, group.position[0], group.position[1], group.position[2],
          group.simdgroup_count, simdgroups * simdgroup_width);
   if (fiber->lane != 0) return;
   ++fiber->simdgroup->scope_entries;
-  fiber->simdgroup->scope_line = line;
+  fiber->simdgroup->scope_site = site;
 }

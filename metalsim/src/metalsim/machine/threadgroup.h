@@ -31,8 +31,8 @@ struct Threadgroup : ThreadgroupView {
   uint32_t returned;             // threads
   uint32_t arrived;              // threads at the pending threadgroup barrier
   uint32_t retired;              // of those returned: the ones that were made to
-  uint32_t barrier_line;
-  const void* barrier_caller;  // the code that reached it first
+  const Fiber* barrier_first;    // to reach it, and its code
+  const void* barrier_caller;
   uint32_t barrier_flags;
   bool barrier_mismatch;
   bool randomize;
@@ -102,6 +102,18 @@ void check_scopes(Threadgroup& group);
 
 // divergence.cpp: makes runnable those of the undecided lanes that go first, if any may.
 void decide(Threadgroup& group, Simdgroup& simd);
+
+// Whether two fibers that wait at one site came there through the same calls, where that is known.
+bool is_same_way(const Fiber& a, const Fiber& b);
+
+// Checking builds know it at every rendezvous; others have no time to look.
+#if defined(METALSIM_CHECK) && defined(__clang__)
+inline void note_frame(Fiber* fiber, const void* frame) { fiber->frame = frame; }
+inline bool came_alike(const Fiber& a, const Fiber& b) { return is_same_way(a, b); }
+#else
+inline void note_frame(Fiber*, const void*) {}
+inline bool came_alike(const Fiber&, const Fiber&) { return true; }
+#endif
 
 // variables.cpp
 void forget_variables(Threadgroup& group);

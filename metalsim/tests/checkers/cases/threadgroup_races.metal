@@ -84,13 +84,13 @@ kernel void shuffle_is_no_barrier(device float* out, uint i [[thread_position_in
   out[i] = shared[i ^ 1] + sum;  // race 1 read
 }
 
-// finds next_iteration --buffers zeros:float32:64 --threads 64 --group 64
+// finds next_iteration --buffers zeros:float32:64 0 --threads 64 --group 64
 // clean next_iteration --buffers zeros:float32:64 1 --threads 64 --group 64
 kernel void next_iteration(device float* out, constant int& once [[buffer(1)]],
                            uint i [[thread_position_in_threadgroup]]) {
   threadgroup float shared[64];
   float sum = 0;
-  int count = 4 - 3 * (&once != nullptr && once == 1);
+  int count = 4 - 3 * (once == 1);
   for (int turn = 0; turn < count; ++turn) {
     shared[i] = turn;  // race 1 write
     threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -106,20 +106,20 @@ METALSIM_INLINE void* threadgroup_variable(uint32_t id, uint32_t bytes, uint32_t
   return metalsim_threadgroup_variable(current(), id, bytes, alignment, name);
 }
 
-METALSIM_INLINE void threadgroup_barrier(uint32_t flags, uint32_t line) {
-  metalsim_threadgroup_barrier(current(), flags, line);
+METALSIM_INLINE void threadgroup_barrier(uint32_t flags, uint32_t site) {
+  metalsim_threadgroup_barrier(current(), flags, site);
 }
 
 METALSIM_INLINE void agree([[maybe_unused]] uint32_t code, [[maybe_unused]] const char* name,
-                           [[maybe_unused]] uint32_t line) {
+                           [[maybe_unused]] uint32_t site) {
 #if defined(METALSIM_INACTIVE_LANES)
-  metalsim_agree(current(), code, name, line);
+  metalsim_agree(current(), code, name, site);
 #endif
 }
 
-METALSIM_INLINE void simdgroup_barrier(uint32_t flags, uint32_t line) {
-  agree(pack(Collective::barrier, flags & 15), "simdgroup_barrier", line);
-  metalsim_simdgroup_barrier(current(), flags, line);
+METALSIM_INLINE void simdgroup_barrier(uint32_t flags, uint32_t site) {
+  agree(pack(Collective::barrier, flags & 15), "simdgroup_barrier", site);
+  metalsim_simdgroup_barrier(current(), flags, site);
 }
 
 METALSIM_INLINE void fence([[maybe_unused]] uint32_t flags, [[maybe_unused]] uint32_t order,
@@ -140,13 +140,13 @@ METALSIM_INLINE T* exchange(Fiber* fiber) {
 // The value of lane `source`; all bits set when that lane takes no part, for which Metal defines
 // nothing.
 template <class T>
-METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t line) {
-  agree(pack(Collective::shuffle), name, line);
+METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t site) {
+  agree(pack(Collective::shuffle), name, site);
   Fiber* fiber = current();
   T* values = exchange<T>(fiber);
   static_assert(sizeof(T) * simdgroup_width <= exchange_bytes, "too large a value for a shuffle");
   __builtin_memcpy(static_cast<void*>(&values[lane()]), &value, sizeof(T));
-  metalsim_meet(fiber, pack(Collective::shuffle), name, line);
+  metalsim_meet(fiber, pack(Collective::shuffle), name, site);
   if (source < simdgroup_width && fiber->simdgroup->active >> source & 1)
     __builtin_memcpy(static_cast<void*>(&value), &values[source], sizeof(T));
   else
@@ -154,13 +154,16 @@ METALSIM_INLINE T shuffle(T value, uint32_t source, const char* name, uint32_t l
   return value;
 }
 
+// The lanes that took part in the collective that this lane came from last.
+METALSIM_INLINE uint32_t active_lanes() { return current()->simdgroup->active; }
+
 // The lanes of this collective whose predicate holds.
-METALSIM_INLINE uint64_t ballot(bool predicate, const char* name, uint32_t line) {
-  agree(pack(Collective::ballot), name, line);
+METALSIM_INLINE uint64_t ballot(bool predicate, const char* name, uint32_t site) {
+  agree(pack(Collective::ballot), name, site);
   Fiber* fiber = current();
   unsigned char* votes = exchange<unsigned char>(fiber);
   votes[lane()] = predicate;
-  metalsim_meet(fiber, pack(Collective::ballot), name, line);
+  metalsim_meet(fiber, pack(Collective::ballot), name, site);
   uint64_t mask;
   __builtin_memcpy(&mask, votes, sizeof mask);
   return mask;
@@ -170,14 +173,14 @@ METALSIM_INLINE uint64_t ballot(bool predicate, const char* name, uint32_t line)
 template <class Element>
 METALSIM_INLINE void combine(Collective collective, Combine operation, ScalarType type,
                              Element* values, uint32_t components, const char* name,
-                             uint32_t line) {
+                             uint32_t site) {
   static_assert(sizeof(Element) <= 8);
-  agree(pack(collective, operation, type, components), name, line);
+  agree(pack(collective, operation, type, components), name, site);
   Fiber* fiber = current();
   Element* shared = exchange<Element>(fiber);
   for (uint32_t index = 0; index < components; ++index)
     shared[index * simdgroup_width + lane()] = values[index];
-  metalsim_meet(fiber, pack(collective, operation, type, components), name, line);
+  metalsim_meet(fiber, pack(collective, operation, type, components), name, site);
   const uint32_t from = collective == Collective::reduction ? 0 : lane();
   for (uint32_t index = 0; index < components; ++index)
     values[index] = shared[index * simdgroup_width + from];
@@ -191,23 +194,23 @@ METALSIM_INLINE void put_pair(unsigned char* area, uint32_t element, const T* pa
 // d = a * b + c over the simdgroup; each lane holds two elements of every 8x8 matrix.
 template <class D, class A, class B, class C>
 METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* c, uint32_t types,
-                                         const char* name, uint32_t line) {
-  agree(types, name, line);
+                                         const char* name, uint32_t site) {
+  agree(types, name, site);
   Fiber* fiber = current();
   unsigned char* area = exchange<unsigned char>(fiber);
   const uint32_t element = matrix_row(lane()) * 8 + matrix_column(lane());
   put_pair(area, element, a);
   put_pair(area + matrix_operand_bytes, element, b);
   put_pair(area + 2 * matrix_operand_bytes, element, c);
-  metalsim_meet(fiber, types, name, line);
+  metalsim_meet(fiber, types, name, site);
   __builtin_memcpy(d, area + 2 * matrix_operand_bytes + element * sizeof(D), 2 * sizeof(D));
 }
 
-METALSIM_INLINE void multiply_tensors(const TensorMultiply& product, uint32_t line) {
-  agree(pack(Collective::tensor_multiply), "matmul2d", line);
+METALSIM_INLINE void multiply_tensors(const TensorMultiply& product, uint32_t site) {
+  agree(pack(Collective::tensor_multiply), "matmul2d", site);
   Fiber* fiber = current();
   __builtin_memcpy(exchange<unsigned char>(fiber), &product, sizeof product);
-  metalsim_meet(fiber, pack(Collective::tensor_multiply), "matmul2d", line);
+  metalsim_meet(fiber, pack(Collective::tensor_multiply), "matmul2d", site);
 }
 
 // The workspace of the simdgroup for the operation that begins.
@@ -216,13 +219,13 @@ METALSIM_INLINE unsigned char* tensor_workspace(uint32_t) {
 }
 
 // A thread enters an operation that all of the `simdgroups` of its threadgroup carry out.
-METALSIM_INLINE void enter_scope(uint32_t simdgroups, const char* name, uint32_t line) {
-  metalsim_enter_scope(current(), simdgroups, name, line);
+METALSIM_INLINE void enter_scope(uint32_t simdgroups, const char* name, uint32_t site) {
+  metalsim_enter_scope(current(), simdgroups, name, site);
 }
 
-METALSIM_INLINE void exchange_tensors(const char* name, uint32_t line) {
-  agree(pack(Collective::tensor_exchange), name, line);
-  metalsim_meet(current(), pack(Collective::tensor_exchange), name, line);
+METALSIM_INLINE void exchange_tensors(const char* name, uint32_t site) {
+  agree(pack(Collective::tensor_exchange), name, site);
+  metalsim_meet(current(), pack(Collective::tensor_exchange), name, site);
 }
 
 struct Position {

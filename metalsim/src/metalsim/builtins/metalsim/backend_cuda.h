@@ -144,10 +144,10 @@ METALSIM_INLINE void end() {
 }
 
 // Ends the calling thread; the host raises the first failure of a launch.
-METALSIM_INLINE void fail(Failure failure, uint32_t line) {
+METALSIM_INLINE void fail(Failure failure, uint32_t site) {
   uint32_t* word = state().launch.failure;
   if (__atomic_exchange_n(word, static_cast<uint32_t>(failure), __ATOMIC_RELAXED) == 0) {
-    word[1] = line;
+    word[1] = line_of(site);
     word[2] = thread_index_in_threadgroup() / simdgroup_width;
   }
   end();
@@ -204,8 +204,8 @@ METALSIM_INLINE void simdgroup_barrier(uint32_t, uint32_t) { __nvvm_bar_warp_syn
 // left must call it.
 METALSIM_INLINE uint32_t vote(bool predicate) { return __nvvm_vote_ballot_sync(~0u, predicate); }
 
-METALSIM_INLINE void need_full_simdgroup(uint32_t line) {
-  if (vote(true) != ~0u) fail(Failure::partial_simdgroup, line);
+METALSIM_INLINE void need_full_simdgroup(uint32_t site) {
+  if (vote(true) != ~0u) fail(Failure::partial_simdgroup, site);
 }
 
 METALSIM_INLINE uint32_t read_word(uint32_t word, uint32_t lane_of_warp) {
@@ -245,6 +245,9 @@ METALSIM_INLINE uint32_t exchange_bits(uint32_t mask, uint32_t chosen, uint32_t 
 METALSIM_INLINE uint64_t ballot(bool predicate, const char*, uint32_t) {
   return exchange_bits(exchange_bits(vote(predicate), 0x00F000F0, 4), 0x00CC00CC, 6);
 }
+
+// The lanes that have not left the kernel.
+METALSIM_INLINE uint32_t active_lanes() { return static_cast<uint32_t>(ballot(true, nullptr, 0)); }
 
 template <class T>
 METALSIM_INLINE T identity(Combine operation) {

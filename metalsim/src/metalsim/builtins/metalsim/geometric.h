@@ -9,8 +9,10 @@ template <metalsim::vector A, metalsim::vector B>
   requires metalsim::vector_operands<A, B>
 METALSIM_INLINE constexpr auto dot(const A& a, const B& b) {
   using T = metalsim::element_of<A>;
-  T sum = static_cast<T>(a[0] * b[0]);
-  for (int i = 1; i < metalsim::Shape<A>::length; ++i) sum = static_cast<T>(sum + a[i] * b[i]);
+  const auto& u = metalsim::at_once(a);
+  const auto& v = metalsim::at_once(b);
+  T sum = static_cast<T>(u[0] * v[0]);
+  for (int i = 1; i < metalsim::Shape<A>::length; ++i) sum = static_cast<T>(sum + u[i] * v[i]);
   return sum;
 }
 
@@ -18,8 +20,10 @@ template <metalsim::vector A, metalsim::vector B>
   requires metalsim::vector_operands<A, B>
 METALSIM_INLINE constexpr auto cross(const A& a, const B& b) {
   static_assert(metalsim::Shape<A>::length == 3, "cross is for vectors of three");
-  return metalsim::vector_of<A>(a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2],
-                                a[0] * b[1] - a[1] * b[0]);
+  const auto& u = metalsim::at_once(a);
+  const auto& v = metalsim::at_once(b);
+  return metalsim::vector_of<A>(u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2],
+                                u[0] * v[1] - u[1] * v[0]);
 }
 
 template <metalsim::vector V>

@@ -85,9 +85,10 @@ METALSIM_INLINE constexpr T madhi(T x, T y, T z) {
 }
 template <metalsim::integer T>
 METALSIM_INLINE constexpr T madsat(T x, T y, T z) {
-  const __int128 sum = static_cast<__int128>(x) * y + z;
-  if (sum > static_cast<__int128>(numeric_limits<T>::max())) return numeric_limits<T>::max();
-  if (sum < static_cast<__int128>(numeric_limits<T>::min())) return numeric_limits<T>::min();
+  using Wide = conditional_t<is_signed_v<T>, __int128, unsigned __int128>;
+  const Wide sum = static_cast<Wide>(x) * static_cast<Wide>(y) + static_cast<Wide>(z);
+  if (sum > static_cast<Wide>(numeric_limits<T>::max())) return numeric_limits<T>::max();
+  if (sum < static_cast<Wide>(numeric_limits<T>::min())) return numeric_limits<T>::min();
   return static_cast<T>(sum);
 }
 template <metalsim::integer T>

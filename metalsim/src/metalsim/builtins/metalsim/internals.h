@@ -24,21 +24,21 @@
   METALSIM_INLINE T __metal_##name(T x, T y, T z, int /*mode*/ = 0) { \
     return metal::name(x, y, z);                                      \
   }
-#define METALSIM_INTERNAL_SIMD(name)                                       \
-  template <class T>                                                       \
-  METALSIM_INLINE T __metal_##name(T data, uint line = __builtin_LINE()) { \
-    return metal::name(data, line);                                        \
+#define METALSIM_INTERNAL_SIMD(name)                                    \
+  template <class T>                                                    \
+  METALSIM_INLINE T __metal_##name(T data, uint site = METALSIM_SITE) { \
+    return metal::name(data, site);                                     \
   }
-#define METALSIM_INTERNAL_LANE(name)                                                    \
-  template <class T>                                                                    \
-  METALSIM_INLINE T __metal_##name(T data, ushort lane, uint line = __builtin_LINE()) { \
-    return metal::name(data, lane, line);                                               \
+#define METALSIM_INTERNAL_LANE(name)                                                 \
+  template <class T>                                                                 \
+  METALSIM_INLINE T __metal_##name(T data, ushort lane, uint site = METALSIM_SITE) { \
+    return metal::name(data, lane, site);                                            \
   }
 #define METALSIM_INTERNAL_FILL(name)                                              \
   template <class T>                                                              \
   METALSIM_INLINE T __metal_##name(T data, T filling, ushort delta, ushort width, \
-                                   uint line = __builtin_LINE()) {                \
-    return metal::name(data, filling, delta, width, line);                        \
+                                   uint site = METALSIM_SITE) {                   \
+    return metal::name(data, filling, delta, width, site);                        \
   }
 #endif
 

@@ -56,6 +56,22 @@
 
 namespace metalsim {
 
+// Always below 1, however close x is to a whole number from below: at most `most`.
+METALSIM_INLINE float fraction(float x, float most) {
+  const float part = x - METALSIM_MATH(floor)(x);
+  return part > most ? most : part;
+}
+
+// The half behind x in the direction of y: halves of one sign are ordered as their bits.
+METALSIM_INLINE half next_half(half x, half y) {
+  if (x != x || y != y) return x + y;
+  if (x == y) return y;
+  if (x == half(0)) return __builtin_bit_cast(half, static_cast<uint16_t>(y < x ? 0x8001 : 1));
+  const int step = (x < y) == (x > half(0)) ? 1 : -1;
+  const int bits = __builtin_bit_cast(uint16_t, x) + step;
+  return __builtin_bit_cast(half, static_cast<uint16_t>(bits));
+}
+
 // sin and cos of pi * x. The whole part goes first, exactly, and zeros are approached from zero.
 METALSIM_INLINE bool is_odd(float whole) {
   const float half_turns = 0.5f * whole;
@@ -105,7 +121,10 @@ METALSIM_COUNTED(sinpi, trigonometric, metalsim::sine_of_half_turns(x))
 METALSIM_COUNTED(cospi, trigonometric, metalsim::cosine_of_half_turns(x))
 METALSIM_COUNTED(tanpi, trigonometric,
                  metalsim::sine_of_half_turns(x) / metalsim::cosine_of_half_turns(x))
-METALSIM_MATH_1(fract, METALSIM_MATH(fmin)(x - METALSIM_MATH(floor)(x), 0x1.fffffep-1f))
+METALSIM_INLINE float fract(float x) { return metalsim::fraction(x, 0x1.fffffep-1f); }
+METALSIM_INLINE half fract(half x) { return half(metalsim::fraction(x, 0x1.ffcp-1f)); }
+METALSIM_VECTOR_1(fract)
+METALSIM_ALSO(fract)
 
 METALSIM_BUILTIN_2(atan2)
 METALSIM_BUILTIN_2(copysign)
@@ -117,6 +136,7 @@ METALSIM_BUILTIN_2(fmod)
 METALSIM_MATH_2(pow, (metalsim::backend::count(metalsim::exponentials), METALSIM_MATH(pow)(x, y)))
 METALSIM_MATH_2(powr, (metalsim::backend::count(metalsim::exponentials), METALSIM_MATH(pow)(x, y)))
 METALSIM_INLINE float nextafter(float x, float y) { return METALSIM_MATH(nextafter)(x, y); }
+METALSIM_INLINE half nextafter(half x, half y) { return metalsim::next_half(x, y); }
 METALSIM_VECTOR_2(nextafter)
 
 METALSIM_INLINE float fma(float x, float y, float z) { return METALSIM_MATH(fma)(x, y, z); }

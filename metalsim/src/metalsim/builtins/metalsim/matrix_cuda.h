@@ -98,8 +98,8 @@ METALSIM_INLINE void multiply_floats(float* d, const float* a, const float* b, c
 // elements of every 8x8 matrix.
 template <class D, class A, class B, class C>
 METALSIM_INLINE void multiply_accumulate(D* d, const A* a, const B* b, const C* c, uint32_t,
-                                         const char*, uint32_t line) {
-  need_full_simdgroup(line);
+                                         const char*, uint32_t site) {
+  need_full_simdgroup(site);
   const float addend[2] = {static_cast<float>(c[0]), static_cast<float>(c[1])};
   float sum[2];
   if constexpr (__is_same(A, half) && __is_same(B, half)) {

@@ -18,12 +18,13 @@ METALSIM_INLINE constexpr bool signbit(float x) { return __builtin_bit_cast(int,
 METALSIM_INLINE constexpr bool isordered(float x, float y) { return x == x && y == y; }
 METALSIM_INLINE constexpr bool isunordered(float x, float y) { return !isordered(x, y); }
 
-#define METALSIM_TEST(name)                                                      \
-  template <metalsim::vector V>                                                  \
-  METALSIM_INLINE constexpr auto name(const V& x) {                              \
-    vec<bool, metalsim::Shape<V>::length> result(false);                         \
-    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(x[i]); \
-    return result;                                                               \
+#define METALSIM_TEST(name)                                                         \
+  template <metalsim::vector V>                                                     \
+  METALSIM_INLINE constexpr auto name(const V& x) {                                 \
+    const auto& read = metalsim::at_once(x);                                        \
+    vec<bool, metalsim::Shape<V>::length> result(false);                            \
+    for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = name(read[i]); \
+    return result;                                                                  \
   }
 METALSIM_TEST(isnan)
 METALSIM_TEST(isinf)
@@ -36,14 +37,16 @@ METALSIM_INLINE constexpr bool all(bool x) { return x; }
 METALSIM_INLINE constexpr bool any(bool x) { return x; }
 template <metalsim::vector V>
 METALSIM_INLINE constexpr bool all(const V& x) {
+  const auto& read = metalsim::at_once(x);
   bool result = true;
-  for (int i = 0; i < metalsim::Shape<V>::length; ++i) result = result && x[i];
+  for (int i = 0; i < metalsim::Shape<V>::length; ++i) result = result && read[i];
   return result;
 }
 template <metalsim::vector V>
 METALSIM_INLINE constexpr bool any(const V& x) {
+  const auto& read = metalsim::at_once(x);
   bool result = false;
-  for (int i = 0; i < metalsim::Shape<V>::length; ++i) result = result || x[i];
+  for (int i = 0; i < metalsim::Shape<V>::length; ++i) result = result || read[i];
   return result;
 }
 
@@ -52,11 +55,15 @@ template <metalsim::scalar T>
 METALSIM_INLINE constexpr T select(T a, T b, bool condition) {
   return condition ? b : a;
 }
-template <metalsim::vector V>
-METALSIM_INLINE constexpr auto select(const V& a, const V& b,
-                                      const vec<bool, metalsim::Shape<V>::length>& condition) {
-  metalsim::vector_of<V> result(0);
-  for (int i = 0; i < metalsim::Shape<V>::length; ++i) result[i] = condition[i] ? b[i] : a[i];
+template <metalsim::vector A, metalsim::vector B>
+  requires metalsim::vector_operands<A, B>
+METALSIM_INLINE constexpr auto select(const A& a, const B& b,
+                                      const vec<bool, metalsim::Shape<A>::length>& condition) {
+  const auto& from_a = metalsim::at_once(a);
+  const auto& from_b = metalsim::at_once(b);
+  metalsim::vector_of<A> result(0);
+  for (int i = 0; i < metalsim::Shape<A>::length; ++i)
+    result[i] = condition[i] ? from_b[i] : from_a[i];
   return result;
 }
 

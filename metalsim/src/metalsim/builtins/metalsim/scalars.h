@@ -62,7 +62,7 @@ struct bfloat {
   bfloat() = default;
   template <metalsim::native_scalar T>
   METALSIM_INLINE constexpr explicit(!metalsim::is_integer<T>) bfloat(T value)
-      : bits(round(static_cast<float>(value))) {}
+      : bits(round(as_float(value))) {}
   METALSIM_INLINE constexpr operator float() const {
     return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
   }
@@ -75,6 +75,22 @@ struct bfloat {
   }
 
  private:
+  // Of an integer that float does not hold, the lowest bit tells of those that are lost: the result
+  // is rounded once.
+  template <class T>
+  static METALSIM_INLINE constexpr float as_float(T value) {
+    if constexpr (metalsim::is_integer<T> && sizeof(T) > 2) {
+      const bool negative = value < 0;
+      const uint64_t wide = static_cast<uint64_t>(value), size = negative ? 0 - wide : wide;
+      const int excess = 40 - (size == 0 ? 63 : __builtin_clzll(size));
+      if (excess > 0) {
+        const uint64_t kept = size >> excess, lost = size - (kept << excess);
+        const float exact = static_cast<float>((kept | (lost != 0)) << excess);
+        return negative ? -exact : exact;
+      }
+    }
+    return static_cast<float>(value);
+  }
   // To nearest, ties to even; a NaN stays one.
   static METALSIM_INLINE constexpr uint16_t round(float value) {
     const uint32_t word = __builtin_bit_cast(uint32_t, value);

@@ -49,12 +49,12 @@ namespace metalsim {
 template <class D, class A, class B, class C>
 METALSIM_INLINE void multiply_accumulate(metal::vec<D, 2>& d, const metal::vec<A, 2>& a,
                                          const metal::vec<B, 2>& b, const metal::vec<C, 2>& c,
-                                         const char* name, uint32_t line) {
+                                         const char* name, uint32_t site) {
   constexpr uint32_t types =
       pack(Collective::matrix_multiply, static_cast<uint32_t>(scalar_type<A>()),
            static_cast<uint32_t>(scalar_type<B>()), static_cast<uint32_t>(scalar_type<C>()),
            static_cast<uint32_t>(scalar_type<D>()));
-  backend::multiply_accumulate(d.elements, a.elements, b.elements, c.elements, types, name, line);
+  backend::multiply_accumulate(d.elements, a.elements, b.elements, c.elements, types, name, site);
 }
 
 }  // namespace metalsim
@@ -66,19 +66,19 @@ METALSIM_INLINE void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8>& d,
                                                    const simdgroup_matrix<A, 8, 8>& a,
                                                    const simdgroup_matrix<B, 8, 8>& b,
                                                    const simdgroup_matrix<C, 8, 8>& c,
-                                                   uint line = __builtin_LINE()) {
+                                                   uint site = METALSIM_SITE) {
   metalsim::multiply_accumulate(d.thread_elements(), a.thread_elements(), b.thread_elements(),
-                                c.thread_elements(), "simdgroup_multiply_accumulate", line);
+                                c.thread_elements(), "simdgroup_multiply_accumulate", site);
 }
 
 template <class D, class A, class B>
 METALSIM_INLINE void simdgroup_multiply(simdgroup_matrix<D, 8, 8>& d,
                                         const simdgroup_matrix<A, 8, 8>& a,
                                         const simdgroup_matrix<B, 8, 8>& b,
-                                        uint line = __builtin_LINE()) {
+                                        uint site = METALSIM_SITE) {
   const vec<D, 2> zeros(D(0));
   metalsim::multiply_accumulate(d.thread_elements(), a.thread_elements(), b.thread_elements(),
-                                zeros, "simdgroup_multiply", line);
+                                zeros, "simdgroup_multiply", site);
 }
 
 }  // namespace metal

@@ -6,19 +6,17 @@
 
 namespace metal {
 
-METALSIM_INLINE void threadgroup_barrier(mem_flags flags, uint line = __builtin_LINE()) {
-  metalsim::backend::threadgroup_barrier(static_cast<uint>(flags), line);
+METALSIM_INLINE void threadgroup_barrier(mem_flags flags, uint site = METALSIM_SITE) {
+  metalsim::backend::threadgroup_barrier(static_cast<uint>(flags), site);
 }
-METALSIM_INLINE void threadgroup_barrier(mem_flags flags, thread_scope,
-                                         uint line = __builtin_LINE()) {
-  metalsim::backend::threadgroup_barrier(static_cast<uint>(flags), line);
+METALSIM_INLINE void threadgroup_barrier(mem_flags flags, thread_scope, uint site = METALSIM_SITE) {
+  metalsim::backend::threadgroup_barrier(static_cast<uint>(flags), site);
 }
-METALSIM_INLINE void simdgroup_barrier(mem_flags flags, uint line = __builtin_LINE()) {
-  metalsim::backend::simdgroup_barrier(static_cast<uint>(flags), line);
+METALSIM_INLINE void simdgroup_barrier(mem_flags flags, uint site = METALSIM_SITE) {
+  metalsim::backend::simdgroup_barrier(static_cast<uint>(flags), site);
 }
-METALSIM_INLINE void simdgroup_barrier(mem_flags flags, thread_scope,
-                                       uint line = __builtin_LINE()) {
-  metalsim::backend::simdgroup_barrier(static_cast<uint>(flags), line);
+METALSIM_INLINE void simdgroup_barrier(mem_flags flags, thread_scope, uint site = METALSIM_SITE) {
+  metalsim::backend::simdgroup_barrier(static_cast<uint>(flags), site);
 }
 
 }  // namespace metal

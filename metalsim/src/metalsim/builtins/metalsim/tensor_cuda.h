@@ -10,8 +10,8 @@ __attribute__((used)) extern const uint32_t metalsim_workspace_bytes = metalsim:
 
 namespace metalsim::backend {
 
-METALSIM_INLINE unsigned char* tensor_workspace(uint32_t line) {
-  need_full_simdgroup(line);
+METALSIM_INLINE unsigned char* tensor_workspace(uint32_t site) {
+  need_full_simdgroup(site);
   // Lanes may still read what the last operation left there.
   __nvvm_bar_warp_sync(~0u);
   const Launch& launch = state().launch;
@@ -22,8 +22,8 @@ METALSIM_INLINE unsigned char* tensor_workspace(uint32_t line) {
   return launch.workspaces + index * workspace_bytes;
 }
 
-METALSIM_INLINE void enter_scope(uint32_t simdgroups, const char*, uint32_t line) {
-  if (simdgroups_per_threadgroup() != simdgroups) fail(Failure::wrong_scope, line);
+METALSIM_INLINE void enter_scope(uint32_t simdgroups, const char*, uint32_t site) {
+  if (simdgroups_per_threadgroup() != simdgroups) fail(Failure::wrong_scope, site);
 }
 
 METALSIM_INLINE void exchange_tensors(const char*, uint32_t) { __nvvm_bar_warp_sync(~0u); }

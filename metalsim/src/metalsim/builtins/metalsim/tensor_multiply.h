@@ -103,12 +103,12 @@ struct SimdgroupMultiply {
                 "matmul2d: metalsim has no room for a product this large; make M, N or K smaller");
 
   static METALSIM_INLINE void run(const Left& left, const Right& right, Destination& destination,
-                                  uint line) {
-    if constexpr (simdgroups > 1) backend::enter_scope(simdgroups, "matmul2d", line);
+                                  uint site) {
+    if constexpr (simdgroups > 1) backend::enter_scope(simdgroups, "matmul2d", site);
     const int simdgroup =
         simdgroups > 1 ? static_cast<int>(builtin::simdgroup_index_in_threadgroup()) : 0;
     const int first_row = Layout::first_row(simdgroup);
-    unsigned char* workspace = backend::tensor_workspace(line);
+    unsigned char* workspace = backend::tensor_workspace(site);
     Wide* sums = reinterpret_cast<Wide*>(workspace);
     Wide* a = reinterpret_cast<Wide*>(workspace + sums_bytes);
     Wide* b = reinterpret_cast<Wide*>(workspace + sums_bytes + left_bytes);
@@ -127,7 +127,7 @@ struct SimdgroupMultiply {
       backend::multiply_tensors(
           {a, b, sums, static_cast<uint32_t>(rows < 0 ? 0 : rows), piece, stride,
            static_cast<uint32_t>(length), __is_same(Wide, int32_t), last},
-          line);
+          site);
       start += piece;
     } while (start < depth);
     end(destination, sums, first_row);

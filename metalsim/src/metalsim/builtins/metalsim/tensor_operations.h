@@ -117,7 +117,7 @@ class matmul2d {
 
   template <class Left, class Right, class Destination>
   METALSIM_INLINE void run(Left& left, Right& right, Destination& destination,
-                           uint line = __builtin_LINE()) const {
+                           uint site = METALSIM_SITE) const {
     metalsim::check_operand<Left>();
     metalsim::check_operand<Right>();
     metalsim::check_operand<Destination>();
@@ -139,7 +139,7 @@ class matmul2d {
       metalsim::multiply_in_thread<matmul2d>(left, right, destination);
     else
       metalsim::SimdgroupMultiply<matmul2d, Left, Right, Destination>::run(left, right, destination,
-                                                                           line);
+                                                                           site);
   }
 
  private:
@@ -187,16 +187,16 @@ METALSIM_INLINE void reduce_rows(
     metal::cooperative_tensor<T, SourceExtents, SourceLayout>& source,
     metal::cooperative_tensor<T, TargetExtents, TargetLayout>& destination,
     reduction_operation operation = reduction_operation::sum,
-    T identity = reduction_operation_identity<T>::sum_identity, uint line = __builtin_LINE()) {
-  metalsim::reduce<1>(source, destination, operation, identity, "reduce_rows", line);
+    T identity = reduction_operation_identity<T>::sum_identity, uint site = METALSIM_SITE) {
+  metalsim::reduce<1>(source, destination, operation, identity, "reduce_rows", site);
 }
 template <class T, class SourceExtents, class TargetExtents, class SourceLayout, class TargetLayout>
 METALSIM_INLINE void reduce_columns(
     metal::cooperative_tensor<T, SourceExtents, SourceLayout>& source,
     metal::cooperative_tensor<T, TargetExtents, TargetLayout>& destination,
     reduction_operation operation = reduction_operation::sum,
-    T identity = reduction_operation_identity<T>::sum_identity, uint line = __builtin_LINE()) {
-  metalsim::reduce<0>(source, destination, operation, identity, "reduce_columns", line);
+    T identity = reduction_operation_identity<T>::sum_identity, uint site = METALSIM_SITE) {
+  metalsim::reduce<0>(source, destination, operation, identity, "reduce_columns", site);
 }
 
 // Whether destination.map_iterator takes iterators of `source`.

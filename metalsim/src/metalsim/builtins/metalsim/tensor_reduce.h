@@ -21,7 +21,7 @@ METALSIM_INLINE T reduced(mpp::tensor_ops::reduction_operation operation, T a, T
 template <int kept, class T, class Source, class Target>
 METALSIM_INLINE void reduce(const Source& source, Target& target,
                             mpp::tensor_ops::reduction_operation operation, T identity,
-                            const char* name, uint line) {
+                            const char* name, uint site) {
   check_reduction<Source, Target>(0);
   using From = typename Source::layout;
   using To = typename Target::layout;
@@ -29,12 +29,12 @@ METALSIM_INLINE void reduce(const Source& source, Target& target,
                 "reduce_rows takes a row reduction, reduce_columns a column reduction");
   constexpr int elements = From::rows * From::columns;
   static_assert(elements * sizeof(T) <= workspace_bytes, "too large a matrix to reduce");
-  T* matrix = reinterpret_cast<T*>(backend::tensor_workspace(line));
+  T* matrix = reinterpret_cast<T*>(backend::tensor_workspace(site));
   for (int slot = 0; slot < From::capacity; ++slot) {
     const Place place = From::place(slot);
     if (place.valid) matrix[place.index[1] * From::columns + place.index[0]] = source[slot];
   }
-  backend::exchange_tensors(name, line);
+  backend::exchange_tensors(name, site);
   for (int slot = 0; slot < To::capacity; ++slot) {
     const Place place = To::place(slot);
     if (!place.valid) continue;

@@ -33,9 +33,10 @@ concept vector_operands =
 
 template <class V, class Operation>
 METALSIM_INLINE constexpr vector_of<V> map(const V& a, Operation operation) {
+  const auto& read = at_once(a);
   vector_of<V> result(0);
   for (int index = 0; index < Shape<V>::length; ++index)
-    result[index] = static_cast<element_of<V>>(operation(a[index]));
+    result[index] = static_cast<element_of<V>>(operation(read[index]));
   return result;
 }
 
@@ -52,33 +53,39 @@ METALSIM_INLINE constexpr metal::vec<Result, Shape<V>::length> zip(const V& a, c
 
 namespace metal {
 
-#define METALSIM_BINARY(op)                                                                      \
-  template <class L, class R>                                                                    \
-    requires metalsim::vector_operands<L, R>                                                     \
-  METALSIM_INLINE constexpr auto operator op(const L& a, const R& b) {                           \
-    using V = metalsim::common_vector<L, R>;                                                     \
-    using T = metalsim::element_of<V>;                                                           \
-    return metalsim::zip<V, T>(V(a), V(b),                                                       \
-                               [](T x, T y) METALSIM_LAMBDA { return static_cast<T>(x op y); }); \
-  }                                                                                              \
-  template <metalsim::vector L, class R>                                                         \
-    requires metalsim::vector_operands<L, R>                                                     \
-  METALSIM_INLINE constexpr L& operator op##=(L & a, const R & b) {                              \
-    return a = a op b;                                                                           \
+// `y` as the right operand of an operator takes it.
+#define METALSIM_AS_IT_IS(y) (y)
+#define METALSIM_LOW_BITS(y) ((y) & static_cast<T>(8 * sizeof(T) - 1))
+
+#define METALSIM_BINARY(op, right)                                                           \
+  template <class L, class R>                                                                \
+    requires metalsim::vector_operands<L, R>                                                 \
+  METALSIM_INLINE constexpr auto operator op(const L& a, const R& b) {                       \
+    using V = metalsim::common_vector<L, R>;                                                 \
+    using T = metalsim::element_of<V>;                                                       \
+    return metalsim::zip<V, T>(                                                              \
+        V(a), V(b), [](T x, T y) METALSIM_LAMBDA { return static_cast<T>(x op right(y)); }); \
+  }                                                                                          \
+  template <metalsim::vector L, class R>                                                     \
+    requires metalsim::vector_operands<L, R>                                                 \
+  METALSIM_INLINE constexpr L& operator op##=(L & a, const R & b) {                          \
+    return a = a op b;                                                                       \
   }
 
 #define METALSIM_LAMBDA __attribute__((always_inline))
-METALSIM_BINARY(+)
-METALSIM_BINARY(-)
-METALSIM_BINARY(*)
-METALSIM_BINARY(/)
-METALSIM_BINARY(%)
-METALSIM_BINARY(&)
-METALSIM_BINARY(|)
-METALSIM_BINARY(^)
-METALSIM_BINARY(<<)
-METALSIM_BINARY(>>)
+METALSIM_BINARY(+, METALSIM_AS_IT_IS)
+METALSIM_BINARY(-, METALSIM_AS_IT_IS)
+METALSIM_BINARY(*, METALSIM_AS_IT_IS)
+METALSIM_BINARY(/, METALSIM_AS_IT_IS)
+METALSIM_BINARY(%, METALSIM_AS_IT_IS)
+METALSIM_BINARY(&, METALSIM_AS_IT_IS)
+METALSIM_BINARY(|, METALSIM_AS_IT_IS)
+METALSIM_BINARY(^, METALSIM_AS_IT_IS)
+METALSIM_BINARY(<<, METALSIM_LOW_BITS)
+METALSIM_BINARY(>>, METALSIM_LOW_BITS)
 #undef METALSIM_BINARY
+#undef METALSIM_AS_IT_IS
+#undef METALSIM_LOW_BITS
 
 #define METALSIM_COMPARISON(op)                                                                 \
   template <class L, class R>                                                                   \
@@ -106,24 +113,27 @@ METALSIM_INLINE constexpr auto operator+(const V& a) {
 
 template <metalsim::vector V>
 METALSIM_INLINE constexpr auto operator-(const V& a) {
+  const auto& read = metalsim::at_once(a);
   metalsim::vector_of<V> result(0);
   for (int index = 0; index < metalsim::Shape<V>::length; ++index)
-    result[index] = static_cast<metalsim::element_of<V>>(-a[index]);
+    result[index] = static_cast<metalsim::element_of<V>>(-read[index]);
   return result;
 }
 
 template <metalsim::vector V>
 METALSIM_INLINE constexpr auto operator~(const V& a) {
+  const auto& read = metalsim::at_once(a);
   metalsim::vector_of<V> result(0);
   for (int index = 0; index < metalsim::Shape<V>::length; ++index)
-    result[index] = static_cast<metalsim::element_of<V>>(~a[index]);
+    result[index] = static_cast<metalsim::element_of<V>>(~read[index]);
   return result;
 }
 
 template <metalsim::vector V>
 METALSIM_INLINE constexpr auto operator!(const V& a) {
+  const auto& read = metalsim::at_once(a);
   vec<bool, metalsim::Shape<V>::length> result(false);
-  for (int index = 0; index < metalsim::Shape<V>::length; ++index) result[index] = !a[index];
+  for (int index = 0; index < metalsim::Shape<V>::length; ++index) result[index] = !read[index];
   return result;
 }
 

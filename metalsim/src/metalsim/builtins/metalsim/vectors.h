@@ -70,15 +70,63 @@ struct Swizzle {
   Swizzle() = default;
 };
 
+// What a function that uses the elements of a vector reads them from: from memory they come in one
+// access, as on a GPU.
+template <vector V>
+METALSIM_INLINE constexpr const V& at_once(const V& values) {
+  return values;
+}
+template <class T, int N>
+METALSIM_INLINE constexpr metal::vec<T, N> at_once(const metal::vec<T, N>& values) {
+  return values;
+}
+template <class T, int storage, int... indices>
+METALSIM_INLINE constexpr metal::vec<T, sizeof...(indices)> at_once(
+    const Swizzle<T, storage, indices...>& values) {
+  return {values.elements[indices]...};
+}
+
 template <class T>
 METALSIM_INLINE constexpr void append(T* elements, int& next, scalar auto value) {
   elements[next++] = static_cast<T>(value);
 }
 template <class T, vector V>
 METALSIM_INLINE constexpr void append(T* elements, int& next, const V& values) {
+  const auto& read = at_once(values);
   for (int index = 0; index < Shape<V>::length; ++index)
-    elements[next++] = static_cast<T>(values[index]);
+    elements[next++] = static_cast<T>(read[index]);
 }
+
+#if defined(METALSIM_CHECK)
+template <int bytes>
+struct Piece;
+#define METALSIM_PIECE(bytes, ...)                        \
+  template <>                                             \
+  struct Piece<bytes> {                                   \
+    typedef __VA_ARGS__ type __attribute__((aligned(1))); \
+  };
+METALSIM_PIECE(1, uint8_t)
+METALSIM_PIECE(2, uint16_t)
+METALSIM_PIECE(4, uint32_t)
+METALSIM_PIECE(8, uint64_t)
+METALSIM_PIECE(16, uint32_t __attribute__((vector_size(16))))
+#undef METALSIM_PIECE
+
+// Of a memcpy clang makes an access for each use of what was copied.
+template <int bytes>
+METALSIM_INLINE void copy_bytes(void* to, const void* from) {
+  constexpr int size = bytes >= 16 ? 16 : bytes >= 8 ? 8 : bytes >= 4 ? 4 : bytes >= 2 ? 2 : 1;
+  using Bytes = typename Piece<size>::type;
+  *static_cast<Bytes*>(to) = *static_cast<const Bytes*>(from);
+  if constexpr (bytes > size)
+    copy_bytes<bytes - size>(static_cast<char*>(to) + size, static_cast<const char*>(from) + size);
+}
+#else
+template <int bytes>
+METALSIM_INLINE void copy_bytes(void* to, const void* from) {
+  __builtin_memcpy(to, from, bytes);
+}
+#endif
 
 }  // namespace metalsim
 
@@ -97,7 +145,7 @@ METALSIM_INLINE constexpr void append(T* elements, int& next, const V& values) {
   METALSIM_VECTOR_COPY                                                                            \
   METALSIM_INLINE constexpr vec& operator=(const vec& other) {                                    \
     if (!__builtin_is_constant_evaluated())                                                       \
-      __builtin_memcpy(elements, other.elements, N * sizeof(T));                                  \
+      metalsim::copy_bytes<N * sizeof(T)>(elements, other.elements);                              \
     else                                                                                          \
       for (int index = 0; index < N; ++index) elements[index] = other.elements[index];            \
     return *this;                                                                                 \
@@ -110,7 +158,8 @@ METALSIM_INLINE constexpr void append(T* elements, int& next, const V& values) {
     requires(metalsim::Shape<V>::length == N)                                                     \
   METALSIM_INLINE constexpr explicit(!__is_same(metalsim::element_of<V>, T)) vec(const V& values) \
       : elements{} {                                                                              \
-    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(values[index]);      \
+    const auto& read = metalsim::at_once(values);                                                 \
+    for (int index = 0; index < N; ++index) elements[index] = static_cast<T>(read[index]);        \
   }                                                                                               \
   template <metalsim::component_source... Sources>                                                \
     requires(sizeof...(Sources) > 1 && (metalsim::Shape<Sources>::length + ...) == N)             \

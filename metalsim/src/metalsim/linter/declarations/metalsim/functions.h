@@ -7,11 +7,11 @@ namespace metalsim {
 
 template <class A, class B, bool same = __is_same(A, B)>
 struct Common {
-  using type = decltype(value_of<A>() + value_of<B>());
+  using type = decltype(value_of<plain<A>>() + value_of<plain<B>>());
 };
 template <class A, class B>
 struct Common<A, B, true> {
-  using type = A;
+  using type = plain<A>;
 };
 template <class A, class B>
 using common = typename Common<A, B>::type;
@@ -20,9 +20,9 @@ using truth = vector<bool, Shape<T>::length>;
 
 }  // namespace metalsim
 
-#define METALSIM_FUNCTION_1(name) \
-  template <class T>              \
-  constexpr T name(T);            \
+#define METALSIM_FUNCTION_1(name)       \
+  template <class T>                    \
+  constexpr metalsim::plain<T> name(T); \
   METALSIM_ALSO(name)
 #define METALSIM_FUNCTION_2(name)              \
   template <class A, class B>                  \
@@ -117,11 +117,13 @@ constexpr T abs(T x) {
 }
 template <class A, class B>
 constexpr metalsim::common<A, B> max(A x, B y) {
-  return x < y ? y : x;
+  return metalsim::plain<A>(x) < metalsim::plain<B>(y) ? metalsim::plain<B>(y)
+                                                       : metalsim::plain<A>(x);
 }
 template <class A, class B>
 constexpr metalsim::common<A, B> min(A x, B y) {
-  return y < x ? y : x;
+  return metalsim::plain<B>(y) < metalsim::plain<A>(x) ? metalsim::plain<B>(y)
+                                                       : metalsim::plain<A>(x);
 }
 template <class A, class B, class C>
 constexpr metalsim::common<metalsim::common<A, B>, C> clamp(A x, B low, C high) {
