@@ -53,15 +53,6 @@ FEATURES: dict[str, dict[str, Any]] = {
     "bias": {"batch": 2, "bias": True},
     "bias by head": {"batch": 2, "bias": (True, False, True)},
     "bias by row": {"batch": 2, "bias": (False, True, False), "bias_dtype": torch.float32},
-    "left padding": {"batch": 2, "leftpad_k": (0, 9), "seqused_k": (70, 41), "window_left": 30},
-    "left padding, everything": {
-        "batch": 2,
-        "leftpad_k": (3, 21),
-        "window_right": 5,
-        "softcap": 2.0,
-        "alibi": "batch_head",
-        "bias": True,
-    },
     "value dimension": {"head_dim": 24, "head_dim_v": 40},
     "odd dimension": {"head_dim": 1, "head_dim_v": 3},
     "everything": {
@@ -85,7 +76,19 @@ FEATURES: dict[str, dict[str, Any]] = {
         "sinks": True,
     },
 }
+PADDED: dict[str, dict[str, Any]] = {
+    "left padding": {"batch": 2, "leftpad_k": (0, 9), "seqused_k": (70, 41), "window_left": 30},
+    "left padding, everything": {
+        "batch": 2,
+        "leftpad_k": (3, 21),
+        "window_right": 5,
+        "softcap": 2.0,
+        "alibi": "batch_head",
+        "bias": True,
+    },
+}
 CACHES: dict[str, dict[str, Any]] = {
+    **PADDED,
     "pages": {"page_size": 16, "window_right": 0},
     "pages of one key": {"page_size": 1, "batch": 2},
     "pages, batch": {"page_size": 8, "batch": 3, "seqused_k": (70, 0, 33), "sinks": True},
@@ -130,7 +133,7 @@ DROPOUT: dict[str, dict[str, Any]] = {
     },
     "dropout, bias": {"dropout_p": 0.1, "bias": (True, False, True), "alibi": True},
 }
-TRAINING = FEATURES | DROPOUT  # what has gradients: caches have none
+TRAINING = FEATURES | PADDED | DROPOUT  # what has gradients: caches have none
 
 
 def in_turn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from . import cache
@@ -106,12 +106,7 @@ class Kernel:
                 )
             errors = ErrorBuffer()
             buffers[error_buf_idx] = errors.buffer()
-        for slot in self._required_buffers:
-            if slot not in buffers:
-                raise ArgumentError(
-                    f"{self.name}: no argument for buffer {slot}, which the kernel declares as a "
-                    f"reference: pass a value as argument {slot}"
-                )
+        self._require_references(buffers)
         request = Request(self.name, grid.threads, grid.group, buffers, self._checks or 0)
         outcome = self._library.run(self._entry, request)
         self.counters = {} if self._checks is None else outcome.counters
@@ -120,6 +115,14 @@ class Kernel:
         _raise_findings(outcome)
         if errors is not None:
             errors.check()
+
+    def _require_references(self, bound: Container[int]) -> None:
+        for slot in self._required_buffers:
+            if slot not in bound:
+                raise ArgumentError(
+                    f"{self.name}: no argument for buffer {slot}, which the kernel declares as a "
+                    f"reference: pass a value as argument {slot}"
+                )
 
     def __repr__(self) -> str:
         return f"<metalsim kernel {self.name}>"
