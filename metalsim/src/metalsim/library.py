@@ -98,13 +98,8 @@ class Kernel:
         )
         device = self._library.device
         buffers = bind(self.name, args, arg_casts, self.writable_buffers, device)
-        errors = None
-        if error_buf_idx is not None:
-            if not 0 <= error_buf_idx < MAX_BUFFERS:
-                raise ArgumentError(
-                    f"{self.name}: error_buf_idx must be from 0 to {MAX_BUFFERS - 1}"
-                )
-            errors = ErrorBuffer()
+        errors = None if error_buf_idx is None else self._error_buffer(error_buf_idx)
+        if error_buf_idx is not None and errors is not None:
             buffers[error_buf_idx] = errors.buffer()
         self._require_references(buffers)
         request = Request(self.name, grid.threads, grid.group, buffers, self._checks or 0)
@@ -115,6 +110,11 @@ class Kernel:
         _raise_findings(outcome)
         if errors is not None:
             errors.check()
+
+    def _error_buffer(self, slot: int) -> ErrorBuffer:
+        if not 0 <= slot < MAX_BUFFERS:
+            raise ArgumentError(f"{self.name}: error_buf_idx must be from 0 to {MAX_BUFFERS - 1}")
+        return ErrorBuffer()
 
     def _require_references(self, bound: Container[int]) -> None:
         for slot in self._required_buffers:
