@@ -241,6 +241,11 @@ def _attention_backward(*arguments: Any) -> list[Tensor]:
 
 def _gradients(chosen: Plan, call: tuple[Any, ...]) -> Gradients:
     assert chosen.backward is not None
+    if chosen.backward == "reference":
+        raise NotImplementedError(
+            "flashmetal: the reference has no backward of its own, autograd records its forward; "
+            'for this call pass another impl, or "auto" without FLASHMETAL_IMPL=reference'
+        )
     if chosen.backward == "metal":
         return metal.backward(*call, kernel=chosen.kernel or "simdgroup")
     return _BACKWARDS[chosen.backward](*call)

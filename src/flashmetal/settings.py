@@ -60,12 +60,15 @@ def trace_target() -> str | None:
     target = os.environ.get("FLASHMETAL_TRACE", "0")
     if target in ("", "0"):
         return None
-    if target != "1":
-        check_trace_path("FLASHMETAL_TRACE", target)
-    return target
+    return target if target == "1" else trace_path("FLASHMETAL_TRACE", target)
 
 
-def check_trace_path(name: str, path: str | None) -> None:
-    """ValueError unless a file can be made at ``path``: told before the calls, not after them."""
-    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-        raise ValueError(f"{name} must be a file in a folder that exists, got {path!r}")
+def trace_path(name: str, path: str) -> str:
+    """``path`` from the root, whatever folder the program ends in.
+
+    Raises ValueError unless a file can be made there: told before the calls, not after them.
+    """
+    whole = Path(path).absolute()
+    if whole.is_dir() or not os.access(whole.parent, os.W_OK):
+        raise ValueError(f"{name} must be a file in a folder that can be written to, got {path!r}")
+    return str(whole)

@@ -53,3 +53,22 @@ def test_weights_and_losses_are_eagers(processes: Processes, attention: str) -> 
         for part in range(2):
             runs = [torch.cat([x.flatten() for x in run[part]]) for run in (exact, eager, ours)]
             assert float((runs[2] - runs[0]).abs().max()) <= error_budget(runs[1], runs[0])
+
+
+def twice_differentiated(rank: int) -> tuple[bool, str]:
+    """Whether a gradient says that it depends on q, and what its own gradient raises."""
+    del rank
+    q = torch.randn(1, 8, 2, 16).requires_grad_()
+    o = distributed.flash_attn_func(q, q, q, seqlen_q=32, seqlen_k=32)
+    (grad,) = torch.autograd.grad(o.sum(), q, create_graph=True)
+    try:
+        grad.square().sum().backward()
+    except NotImplementedError as error:
+        return grad.requires_grad, str(error)
+    return grad.requires_grad, ""
+
+
+def test_second_derivatives_raise(processes: Processes) -> None:
+    for depends, message in processes.run(twice_differentiated):
+        assert depends
+        assert "no gradients of their own" in message

@@ -31,6 +31,13 @@ def test_an_engine_that_cannot_serve_gives_its_reason(capsys: pytest.CaptureFixt
     assert "impl='metal' cannot serve this call" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["explain --seqlen -3", "bench --heads 0", "tune --repeats x"])
+def test_a_count_is_at_least_one(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words.split())
+    assert "must be a whole number of at least 1" in capsys.readouterr().err
+
+
 def test_a_wrong_shape_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["explain", "--heads", "8", "--kv-heads", "3"]) == 1
     assert "8" in capsys.readouterr().err

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -18,6 +19,7 @@ import metalsim
 from flashmetal import plan as plans
 from flashmetal.engines import metal
 from flashmetal.engines.metal import Gpu, Runtime, SetAside, Trust, metal_runtime
+from flashmetal.engines.metal import trust as trust_module
 from flashmetal.engines.metal.launch import Addresses, loads_of
 from flashmetal.engines.metal.params import Geometry
 from flashmetal.engines.metal.proof import small_call, without_spare
@@ -199,6 +201,33 @@ def test_an_unreadable_file_of_verdicts_is_no_verdict(tmp_path: Path) -> None:
     with metal_runtime(faulty_runtime(None, "no such mark", trust=Trust(path))):
         flashmetal.flash_attn_func(q, q, q, impl="metal")
     assert list(json.loads(path.read_text()).values()) == [""]
+
+
+def test_memory_that_is_short_is_no_verdict(tmp_path: Path) -> None:
+    def is_short(kernel: Any, arguments: tuple[Any, ...], launch: dict[str, Any]) -> None:
+        raise torch.OutOfMemoryError("MPS backend out of memory (allocated: 20 GB)")
+
+    path, q = tmp_path / "verdicts.json", torch.randn(1, 20, 2, 32)
+    with (
+        metal_runtime(faulty_runtime(is_short, '"tile.h"', trust=Trust(path))),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        flashmetal.flash_attn_func(q, q, q, impl="metal")
+    with metal_runtime(faulty_runtime(None, "no such mark", trust=Trust(path))):
+        flashmetal.flash_attn_func(q, q, q, impl="metal")
+
+
+def test_verdicts_of_many_threads_are_all_kept(tmp_path: Path) -> None:
+    path, names = tmp_path / "verdicts.json", [f"attention {i}" for i in range(40)]
+    trust = Trust(path)
+
+    def ask(name: str) -> None:
+        trust.require([cast("Variant", name)], lambda: None)
+
+    with patch.object(trust_module, "render", str), ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, names))
+    assert len(json.loads(path.read_text())) == len(names)
+    assert [x.name for x in tmp_path.iterdir()] == [path.name]
 
 
 CALLS = FEATURES | CACHES | DROPOUT

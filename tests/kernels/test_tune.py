@@ -145,6 +145,20 @@ def test_the_winner_is_kept_and_serves(
         assert tile in str(flashmetal.explain(q, q, q, impl="metal"))
 
 
+def test_a_winner_that_cannot_be_kept_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLASHMETAL_CACHE_DIR", str(tmp_path / "file"))
+    machine = Machine({1: 9.0, 2: 5.0, 4: 7.0})
+    monkeypatch.setattr(
+        tune_command, "candidates", lambda task, runtime: rows_of(task, machine, (4, 2, 1))
+    )
+    with metal_runtime(machine.runtime):
+        assert tune_command.run(_parser().parse_args(ONE), machine.clock) == 1
+    assert "cannot keep forward | simdgroup" in " ".join(capsys.readouterr().err.split())
+
+
 def test_nothing_is_kept_where_nothing_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

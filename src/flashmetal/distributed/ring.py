@@ -9,11 +9,10 @@ those of its queries, and for a moment the next.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..gradients import QueryRows, sink_gradient
 from ..merging import join
@@ -96,19 +95,42 @@ class RingAttention(torch.autograd.Function):
         return o, lse
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_o: Tensor | None, grad_lse: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, k, v, sinks, o, lse = ctx.saved_tensors
-        grad_o = torch.zeros_like(o) if grad_o is None else grad_o.contiguous()
-        rows = QueryRows(o, lse, grad_o, grad_lse)
-        grads = _ring_backward(ctx.ring, q, k, v, rows)
-        if sinks is None:
-            return *grads, None, None
-        # This rank's rows' share of the sum.
-        grad_sinks = sink_gradient(sinks, lse, rows.delta())
-        return *grads, grad_sinks.to(sinks.dtype), None
+        with torch.no_grad():
+            grad_o = torch.zeros_like(o) if grad_o is None else grad_o.contiguous()
+            rows = QueryRows(o, lse, grad_o, grad_lse)
+            grads: tuple[Tensor, ...] = _ring_backward(ctx.ring, q, k, v, rows)
+            if sinks is not None:
+                # This rank's rows' share of the sum.
+                grads = *grads, sink_gradient(sinks, lse, rows.delta()).to(sinks.dtype)
+        if torch.is_grad_enabled():
+            grads = cast(
+                "tuple[Tensor, ...]", _NoSecondDerivative.apply(len(grads), *grads, q, k, v)
+            )
+        return (*grads, None) if sinks is not None else (*grads, None, None)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The first ``count`` tensors as they are, which autograd takes to depend on the others."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        del ctx
+        return tensors[:count]
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> None:
+        raise NotImplementedError(
+            "flashmetal.distributed: the gradients of attention have no gradients of their own "
+            "(create_graph=True, gradient penalties, Hessians)"
+        )
 
 
 def _ring_backward(

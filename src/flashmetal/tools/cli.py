@@ -19,6 +19,7 @@ from ..plan import ENGINES, Plan, plan
 from ..problem import AttentionProblem
 from ..request import AttentionInputs, make_request
 from . import trace_report, tune_command
+from .arguments import count
 from .bench.options import add_command as add_bench
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -48,12 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="what this machine can run, and why not the rest")
     explain = commands.add_parser("explain", help="which engine serves a call, and why")
-    explain.add_argument("--batch", type=int, default=1)
-    explain.add_argument("--seqlen", type=int, default=4096, help="queries")
-    explain.add_argument("--seqlen-k", type=int, help="keys; default: as many as queries")
-    explain.add_argument("--heads", type=int, default=8)
-    explain.add_argument("--kv-heads", type=int, help="default: as many as --heads")
-    explain.add_argument("--head-dim", type=int, default=64)
+    explain.add_argument("--batch", type=count, default=1)
+    explain.add_argument("--seqlen", type=count, default=4096, help="queries")
+    explain.add_argument("--seqlen-k", type=count, help="keys; default: as many as queries")
+    explain.add_argument("--heads", type=count, default=8)
+    explain.add_argument("--kv-heads", type=count, help="default: as many as --heads")
+    explain.add_argument("--head-dim", type=count, default=64)
     explain.add_argument("--dtype", choices=_DTYPES, default="float16")
     explain.add_argument("--device", default=_device(), help="default: %(default)s")
     explain.add_argument("--causal", action="store_true")

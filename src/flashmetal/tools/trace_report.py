@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..settings import check_trace_path, trace_target
+from ..settings import trace_path, trace_target
 from .trace import Kind, Total, Trace, features
 
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"flashmetal trace: no such file: {options.script}", file=sys.stderr)
         return 2
     try:
-        check_trace_path("flashmetal trace: --json", options.json)
+        path = options.json and trace_path("flashmetal trace: --json", options.json)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         with trace:
             runpy.run_path(options.script, run_name="__main__")
     finally:
-        report(trace, options.json)
+        report(trace, path)
     return 0
 
 

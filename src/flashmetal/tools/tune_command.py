@@ -15,6 +15,7 @@ from ..engines.metal.measured import keep_row
 from ..engines.metal.runtime import runtime_for
 from ..engines.metal.tiles import KERNELS
 from ..testing import make_inputs
+from .arguments import count
 from .tune import Clock, Outcome, Task, candidates, clock_of, tune
 
 _DTYPES = {str(x).removeprefix("torch."): x for x in DTYPES if x is not torch.float64}
@@ -28,16 +29,16 @@ def add_command(commands: Any, device: str) -> None:
     parser.add_argument("--kernel", choices=names, default="forward", help="default: %(default)s")
     parser.add_argument("--unit", choices=("simdgroup", "tensor"), default="simdgroup")
     parser.add_argument("--dtype", choices=_DTYPES, default="float16", help="default: %(default)s")
-    parser.add_argument("--head-dim", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--head-dim-v", type=int, help="default: --head-dim")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--seqlen", type=int, help="queries; default: 4096, of a decode 1")
-    parser.add_argument("--seqlen-k", type=int, help="keys; default: 4096")
-    parser.add_argument("--heads", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--kv-heads", type=int, help="default: as many as --heads")
+    parser.add_argument("--head-dim", type=count, default=128, help="default: %(default)s")
+    parser.add_argument("--head-dim-v", type=count, help="default: --head-dim")
+    parser.add_argument("--batch", type=count, default=1)
+    parser.add_argument("--seqlen", type=count, help="queries; default: 4096, of a decode 1")
+    parser.add_argument("--seqlen-k", type=count, help="keys; default: 4096")
+    parser.add_argument("--heads", type=count, default=16, help="default: %(default)s")
+    parser.add_argument("--kv-heads", type=count, help="default: as many as --heads")
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--device", default=device, help="default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--repeats", type=count, default=15, help="default: %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="list the candidates, run nothing")
     parser.add_argument("--print-row", action="store_true", help="the winner as a row of tiles.txt")
 
@@ -80,7 +81,11 @@ def run(options: argparse.Namespace, clock: Clock | None = None) -> int:
         print(best.row)
     chip = runtime.gpu.name
     path = machine_file("tiles", chip)
-    keep_row(path, machine_name(chip), best.row)
+    try:
+        keep_row(path, machine_name(chip), best.row)
+    except OSError as error:
+        print(f"flashmetal tune: cannot keep {best.row} in {path}: {error}", file=sys.stderr)
+        return 1
     console.print(f"kept in {path}: it serves from the next process on", soft_wrap=True)
     return 0
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock, Thread
 
 from .machine_files import replace_text
 from .variant import Variant, render
@@ -38,12 +38,13 @@ class Trust:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._verdicts = _read(path) if path is not None else {}
+        self._writing = Lock()
 
     def require(self, variants: Sequence[Variant], prove: Callable[[], None]) -> None:
         """Return if the variants are right, which ``prove`` shows at their first use.
 
         Whatever ``prove`` raises sets them aside: a warning names them once, and every use raises
-        :class:`SetAside`.
+        :class:`SetAside`. Memory that is short says nothing about them: that error is the caller's.
         """
         if _proving.get():
             return
@@ -57,11 +58,10 @@ class Trust:
     def _prove(self, variants: Sequence[Variant], prove: Callable[[], None]) -> str:
         token = _proving.set(True)
         try:
-            # A thread of its own: what the caller has told torch (an operator under way, which
-            # records no gradients; a default device; autocast) is of no concern here.
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(copy_context().run, prove).result()
+            _apart(prove)
         except Exception as error:  # whatever a compiler or a driver comes up with
+            if "out of memory" in str(error):
+                raise
             lines = str(error).strip().splitlines() or [""]
             reason = f"{type(error).__name__}: {lines[0]}"
             names = ", ".join(str(variant) for variant in variants)
@@ -77,14 +77,36 @@ class Trust:
         return ""
 
     def _write(self) -> None:
-        if self._path is None:
-            return
-        # Another process may have added its own meanwhile.
-        self._verdicts = {**_read(self._path), **self._verdicts}
+        with self._writing:
+            if self._path is None:
+                return
+            # Another process may have added its own meanwhile.
+            self._verdicts = {**_read(self._path), **self._verdicts}
+            try:
+                replace_text(self._path, json.dumps(self._verdicts, indent=1))
+            except OSError:
+                self._path = None  # a home that cannot be written to: verdicts last for the process
+
+
+def _apart(prove: Callable[[], None]) -> None:
+    """Prove in a thread of its own, and raise what it raises.
+
+    What the caller has told torch (an operator under way, which records no gradients; a default
+    device; autocast) is of no concern there.
+    """
+    failures: list[Exception] = []
+
+    def run() -> None:
         try:
-            replace_text(self._path, json.dumps(self._verdicts, indent=1))
-        except OSError:
-            self._path = None  # a home that cannot be written to: verdicts last for the process
+            prove()
+        except Exception as error:
+            failures.append(error)
+
+    thread = Thread(target=copy_context().run, args=(run,), name="flashmetal proof")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _read(path: Path) -> dict[str, str]:
