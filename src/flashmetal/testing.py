@@ -278,12 +278,12 @@ def _error_of_scores(problem: AttentionProblem, inputs: AttentionInputs, result:
     """Twice what o (0) or lse (1) errs by if probabilities and all terms of scores are rounded."""
     if problem.k_format != "dense" or problem.v_format != "dense":
         return 0.0
-    values, _ = attention_reference(problem, inputs._replace(v=inputs.v.abs()), torch.float64)
     keys = problem._replace(head_dim_v=problem.head_dim)
     terms, _ = attention_reference(keys, inputs._replace(v=inputs.k.abs()), torch.float64)
     roundings = 1 + abs(problem.scale) * (inputs.q.double().abs() * terms).sum(-1, keepdim=True)
     if result == 1:
         return 2 * torch.finfo(torch.float32).eps * float(roundings.max())
+    values, _ = attention_reference(problem, inputs._replace(v=inputs.v.abs()), torch.float64)
     eps = torch.finfo(torch.promote_types(problem.dtype, torch.float32)).eps
     return 2 * eps * float((roundings * values).max())
 
@@ -416,6 +416,8 @@ def _reference_gradients(
     if grad_lse is not None:
         grads = grad_o, grad_lse.to(lse.dtype)
     if not o.requires_grad:
+        # Below an operator nothing is recorded, and zeros would be taken for the gradients.
+        assert all((x * 1).requires_grad for x in leaves), "autograd does not record here"
         return [torch.zeros_like(x) for x in leaves]
     kept = [(x, grad) for x, grad in zip(outputs, grads, strict=True) if x.requires_grad]
     outputs, grads = zip(*kept, strict=True)

@@ -55,11 +55,11 @@ def test_weights_and_losses_are_eagers(processes: Processes, attention: str) -> 
             assert float((runs[2] - runs[0]).abs().max()) <= error_budget(runs[1], runs[0])
 
 
-def twice_differentiated(rank: int) -> tuple[bool, str]:
+def twice_differentiated(rank: int, method: str) -> tuple[bool, str]:
     """Whether a gradient says that it depends on q, and what its own gradient raises."""
     del rank
-    q = torch.randn(1, 8, 2, 16).requires_grad_()
-    o = distributed.flash_attn_func(q, q, q, seqlen_q=32, seqlen_k=32)
+    q = torch.randn(1, 8, 4, 16).requires_grad_()
+    o = distributed.flash_attn_func(q, q, q, seqlen_q=32, seqlen_k=32, method=method)
     (grad,) = torch.autograd.grad(o.sum(), q, create_graph=True)
     try:
         grad.square().sum().backward()
@@ -68,7 +68,8 @@ def twice_differentiated(rank: int) -> tuple[bool, str]:
     return grad.requires_grad, ""
 
 
-def test_second_derivatives_raise(processes: Processes) -> None:
-    for depends, message in processes.run(twice_differentiated):
+@pytest.mark.parametrize("method", ["ring", "ulysses"])
+def test_second_derivatives_raise(processes: Processes, method: str) -> None:
+    for depends, message in processes.run(twice_differentiated, method):
         assert depends
         assert "no gradients of their own" in message

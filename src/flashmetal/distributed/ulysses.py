@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..ops import attend
 from ..request import AttentionInputs, Request
@@ -100,11 +99,10 @@ class _Exchange(torch.autograd.Function):
         return rows.to_heads(x) if to_heads else rows.to_rows(x)
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor, None, None]:
-        return ctx.rows.to_rows(grad) if ctx.to_heads else ctx.rows.to_heads(grad), None, None
+        return _exchange(grad, ctx.rows, not ctx.to_heads), None, None
 
 
 _exchange = cast("Callable[[Tensor, _Rows, bool], Tensor]", _Exchange.apply)

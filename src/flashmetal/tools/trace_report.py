@@ -39,7 +39,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"flashmetal trace: no such file: {options.script}", file=sys.stderr)
         return 2
     try:
-        path = options.json and trace_path("flashmetal trace: --json", options.json)
+        path = options.json
+        if path is not None:
+            path = trace_path("flashmetal trace: --json", path)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

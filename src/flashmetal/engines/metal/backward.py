@@ -173,8 +173,8 @@ def _launches(
             groups, threads = _groups(found, name, variant.tile), variant.tile.threads
             work = _work(found, name, variant.tile)
             if name != "bias":
-                owned = geometry.rows_q if name == "q" else geometry.rows_k
-                blocks = packed_blocks(problem, owned, variant.tile.owned)
+                packed = geometry.rows_q if name == "q" else geometry.rows_k
+                blocks = packed_blocks(problem, packed, variant.tile.owned)
         launch = Launch.of(runtime, variant, scalars, groups, threads, work=work, blocks=blocks)
         launches.append(launch)
     return tuple(launches)

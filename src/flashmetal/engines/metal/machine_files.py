@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -27,10 +27,7 @@ def machine_file(folder: str, chip: str) -> Path:
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole: who reads it meanwhile finds the old one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.stem}.", delete=False) as beside:
-        beside.write(text)
-    try:
-        Path(beside.name).replace(path)
-    except OSError:
-        Path(beside.name).unlink(missing_ok=True)
-        raise
+    with TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}.") as folder:
+        beside = Path(folder) / path.name
+        beside.write_text(text)
+        beside.replace(path)

@@ -49,11 +49,12 @@ class Trust:
         if _proving.get():
             return
         key = sha256("".join(map(render, variants)).encode()).hexdigest()[:32]
-        if key not in self._verdicts:
-            self._verdicts[key] = self._prove(variants, prove)
-            self._write()
-        if self._verdicts[key]:
-            raise SetAside([str(variant) for variant in variants], self._verdicts[key])
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict = self._prove(variants, prove)
+            self._keep(key, verdict)
+        if verdict:
+            raise SetAside([str(variant) for variant in variants], verdict)
 
     def _prove(self, variants: Sequence[Variant], prove: Callable[[], None]) -> str:
         token = _proving.set(True)
@@ -76,8 +77,9 @@ class Trust:
             _proving.reset(token)
         return ""
 
-    def _write(self) -> None:
+    def _keep(self, key: str, verdict: str) -> None:
         with self._writing:
+            self._verdicts[key] = verdict
             if self._path is None:
                 return
             # Another process may have added its own meanwhile.
